@@ -1,0 +1,151 @@
+"""The amalgamator distils a batch of pairs into the bank; it exists during training only (R2R, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from r2r.backbone import Encoder
+from r2r.bank import DegradationBank
+from r2r_kernels.nn import SlotConv3d
+
+Residual = Literal["mean", "full"]
+
+
+class TaskBatchNorm(nn.Module):
+    """BatchNorm over slots and space of [T, S, C, h, w], with statistics and an affine of its own for each task.
+
+    In training, only the running statistics of tasks that are `present` (bool [T]) move.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, tasks: int, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(tasks, channels))
+        self.bias = nn.Parameter(torch.zeros(tasks, channels))
+        self.register_buffer("running_mean", torch.zeros(tasks, channels))
+        self.register_buffer("running_var", torch.ones(tasks, channels))
+        self.eps = eps
+        self.momentum = momentum
+
+    def forward(self, x: Tensor, present: Tensor) -> Tensor:
+        if self.training:
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            var, mean = torch.var_mean(wide, dim=(1, 3, 4), correction=0)
+            samples = x.shape[1] * x.shape[3] * x.shape[4]
+            with torch.no_grad():
+                step = (self.momentum * present[:, None]).to(mean)
+                self.running_mean.lerp_(mean, step)
+                self.running_var.lerp_(var * (samples / max(samples - 1, 1)), step)
+        else:
+            mean, var = self.running_mean, self.running_var
+        gain = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * gain
+        return (x * gain[:, None, :, None, None] + shift[:, None, :, None, None]).to(x.dtype)
+
+
+class SlotAggregator(nn.Module):
+    """Aggregates M slots into M - k + 1: depthwise (k, 3, 3) and pointwise convolution, BatchNorm, ReLU, by task."""
+
+    def __init__(self, tasks: int, channels: int, kernel: int, eager: bool) -> None:
+        super().__init__()
+        self.depthwise = SlotConv3d(tasks, channels, kernel, eager)
+        bound = channels**-0.5
+        self.pointwise_weight = nn.Parameter(torch.empty(tasks, channels, channels).uniform_(-bound, bound))
+        self.pointwise_bias = nn.Parameter(torch.empty(tasks, channels).uniform_(-bound, bound))
+        self.norm = TaskBatchNorm(tasks, channels)
+
+    def forward(self, x: Tensor, present: Tensor) -> Tensor:
+        """[T, M, C, h, w] -> [T, M - k + 1, C, h, w], never negative."""
+        x = self.depthwise(x)
+        mixed = torch.matmul(self.pointwise_weight[:, None], x.flatten(3)) + self.pointwise_bias[:, None, :, None]
+        return F.relu(self.norm(mixed.view_as(x), present))
+
+
+class Amalgamator(nn.Module):
+    """From clean images and residuals to the bank's slots, and to the logits of a degradation classifier.
+
+    residual "mean": the residual LQ - HQ averaged over the colour channels is appended to HQ (the published code);
+    "full": all three channels of it (the paper).
+    """
+
+    def __init__(
+        self,
+        tasks: int,
+        width: int,
+        blocks: Sequence[int],
+        capacity: int,
+        key_channels: int,
+        value_channels: int,
+        residual: Residual,
+        eager: bool,
+    ) -> None:
+        super().__init__()
+        if residual not in ("mean", "full"):
+            raise ValueError(f'residual must be "mean" or "full", got {residual!r}')
+        self.residual = residual
+        self.capacity = capacity
+        self.shuffle = True
+        self.intro = nn.Conv2d(4 if residual == "mean" else 6, width, 3, padding=1)
+        self.encoder = Encoder(width, blocks, middle=1, eager=eager)
+        deepest = width << len(blocks)
+        self.classifier = nn.Linear(deepest // 2, tasks)
+        self.key = nn.Conv2d(deepest, key_channels, 3, padding=1)
+        self.value = nn.Conv2d(deepest, value_channels, 3, padding=1)
+        self.key_slots = SlotAggregator(tasks, key_channels, capacity // 5, eager)
+        self.value_slots = SlotAggregator(tasks, value_channels, capacity // 5, eager)
+
+    def forward(
+        self, lq: Tensor, hq: Tensor, labels: Tensor, bank: DegradationBank, stage: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Degraded and clean images [N, 3, H, W] and labels (indices [N] or a mask [N, T]) -> keys
+        [T, S, Ck, h, w], values [T, S, Cv, h, w], which tasks are present (bool [T]), logits [N, T].
+
+        Stage 0 fills the M slots of a task with its samples; stage 1 with the slots the bank holds, detached, and then
+        samples. A task without samples keeps what the bank holds.
+        """
+        residual = lq - hq
+        if self.residual == "mean":
+            residual = residual.mean(1, keepdim=True)
+        deep, _, downsampled = self.encoder(self.intro(torch.cat((hq, residual), dim=1)))
+        logits = self.classifier(F.relu(downsampled[-2]).mean((2, 3)))
+
+        size = (bank.size, bank.size)
+        key, value = (F.adaptive_avg_pool2d(project(deep), size) for project in (self.key, self.value))
+        member = labels.bool() if labels.dim() == 2 else F.one_hot(labels, len(bank.tasks)).bool()
+        present = member.any(0)
+        order = self._slot_order(len(bank.tasks), lq.device)
+        keys = self.key_slots(_fill(key, bank.keys, member, bank.counts, self.capacity, stage, order), present)
+        values = self.value_slots(_fill(value, bank.values, member, bank.counts, self.capacity, stage, order), present)
+        absent = ~present[:, None, None, None, None]
+        keys = torch.where(absent, bank.keys.to(keys), keys)
+        values = torch.where(absent, bank.values.to(values), values)
+        return keys, values, present, logits
+
+    def _slot_order(self, tasks: int, device: torch.device) -> Tensor:
+        """[T, M]: a random order of each task's slots, the same for keys and values."""
+        if self.shuffle:
+            return torch.rand(tasks, self.capacity, device=device).argsort(1)
+        return torch.arange(self.capacity, device=device).expand(tasks, -1)
+
+
+def _fill(
+    samples: Tensor, held: Tensor, member: Tensor, counts: Tensor, capacity: int, stage: int, order: Tensor
+) -> Tensor:
+    """[T, M, C, h, w]: the slots of each task before they are aggregated, without asking the device anything."""
+    cycle = torch.arange(capacity, device=samples.device)
+    own = member.T.to(torch.uint8).argsort(
+        dim=1, descending=True, stable=True
+    )  # a task's samples first, in their order
+    filled = samples[own.gather(1, cycle % member.sum(0).clamp(min=1)[:, None])]
+    if stage == 1:
+        kept = held.shape[1]
+        appended = torch.cat((held.to(filled), filled[:, : capacity - kept]), dim=1)
+        filled = torch.where((counts == kept)[:, None, None, None, None], appended, filled)
+    return filled[torch.arange(len(order), device=order.device)[:, None], order]

@@ -1,0 +1,97 @@
+"""The degradation bank: key-value priors of each task, outside the backbone, saved with it (R2R, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from r2r_kernels.nn import KeepsLayout
+
+
+class DegradationBank(KeepsLayout):
+    """Slots of keys and values for each of T named tasks.
+
+    Buffers: `keys` [T, S, Ck, h, w] and `values` [T, S, Cv, h, w], float; `counts` int64 [T], how many of the S slots
+    each task uses (the first ones). A new bank is empty. The buffers travel with `state_dict()` and `.to()`; loading
+    takes on the number of slots of what is loaded.
+    """
+
+    keys: Tensor
+    values: Tensor
+    counts: Tensor
+
+    def __init__(self, tasks: Sequence[str], slots: int, key_channels: int, value_channels: int, size: int) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.empty = True  # known without asking the device
+        self.register_buffer("keys", torch.zeros(len(self.tasks), slots, key_channels, size, size))
+        self.register_buffer("values", torch.zeros(len(self.tasks), slots, value_channels, size, size))
+        self.register_buffer("counts", torch.zeros(len(self.tasks), dtype=torch.int64))
+
+    @property
+    def size(self) -> int:
+        """Height and width of a slot."""
+        return self.keys.shape[-1]
+
+    @torch.no_grad()
+    def replace(self, keys: Tensor, values: Tensor, present: Tensor) -> None:
+        """Take over the slots of the tasks that are `present` (bool [T]); the others stay as they are."""
+        self.keys.copy_(torch.where(present[:, None, None, None, None], keys, self.keys))
+        self.values.copy_(torch.where(present[:, None, None, None, None], values, self.values))
+        self.counts.copy_(torch.where(present, keys.shape[1], self.counts))
+        self.empty = False
+
+    @torch.no_grad()
+    def add_task(self, name: str, keys: Tensor, values: Tensor) -> None:
+        """Add a task with keys [S, Ck, h, w] and values [S, Cv, h, w]; S may differ from the other tasks'.
+
+        Raises ValueError where the name is taken, S is 0, or the shapes do not fit the bank's.
+        """
+        if name in self.tasks:
+            raise ValueError(f"the bank already has a task {name!r}; its tasks are {', '.join(self.tasks)}")
+        for label, given, own in (("keys", keys, self.keys), ("values", values, self.values)):
+            if given.shape[1:] != own.shape[2:] or len(given) != len(keys) or not len(given):
+                raise ValueError(f"{label} must be [slots, {', '.join(map(str, own.shape[2:]))}], got {[*given.shape]}")
+        slots = max(len(keys), self.keys.shape[1])
+        self.keys = torch.cat((_pad_slots(self.keys, slots), _pad_slots(keys.to(self.keys)[None], slots)))
+        self.values = torch.cat((_pad_slots(self.values, slots), _pad_slots(values.to(self.values)[None], slots)))
+        self.counts = torch.cat((self.counts, self.counts.new_tensor([len(keys)])))
+        self.tasks += (name,)
+        self.empty = False
+
+    def remove_task(self, name: str) -> None:
+        """Drop a task. Raises ValueError where it is unknown or the last one."""
+        kept = [index for index, task in enumerate(self.tasks) if task != name]
+        if len(kept) == len(self.tasks):
+            raise ValueError(f"the bank has no task {name!r}; its tasks are {', '.join(self.tasks)}")
+        if not kept:
+            raise ValueError(f"{name!r} is the bank's last task and cannot be removed")
+        self.keys, self.values, self.counts = self.keys[kept], self.values[kept], self.counts[kept]
+        self.tasks = tuple(self.tasks[index] for index in kept)
+
+    def likeness(self) -> Tensor:
+        """[T, T]: cosine of the tasks' mean keys, 0 where a task holds no slots."""
+        slots = torch.arange(self.keys.shape[1], device=self.keys.device) < self.counts[:, None]
+        mean = F.normalize((self.keys.flatten(2) * slots[:, :, None]).sum(1), dim=1)
+        return mean @ mean.T
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        keys, values = state_dict.get(prefix + "keys"), state_dict.get(prefix + "values")
+        if keys is not None and values is not None and keys.dim() == 5 == values.dim():
+            slots = keys.shape[1]
+            if slots == values.shape[1] != self.keys.shape[1]:
+                self.keys = self.keys.new_zeros(len(self.tasks), slots, *self.keys.shape[2:])
+                self.values = self.values.new_zeros(len(self.tasks), slots, *self.values.shape[2:])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.empty = not bool(self.counts.any())
+
+    def extra_repr(self) -> str:
+        return f"tasks={', '.join(self.tasks)}; slots={self.keys.shape[1]}, size={self.size}"
+
+
+def _pad_slots(x: Tensor, slots: int) -> Tensor:
+    return torch.cat((x, x.new_zeros(len(x), slots - x.shape[1], *x.shape[2:])), dim=1)

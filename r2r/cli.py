@@ -1,0 +1,305 @@
+"""The command line, `r2r`. Heavy imports wait until a command needs them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from r2r.errors import InputError
+
+if TYPE_CHECKING:
+    from r2r.model import R2R
+
+app = typer.Typer(
+    name="r2r",
+    help="Restore photos with one model for noise, rain, haze, blur, low light and more; train and measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+ModelOption = Annotated[Path, typer.Option("--model", "-m", help="Folder of a model, or its name on the Hub.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
+EagerOption = Annotated[bool, typer.Option("--eager", help="Use the plain PyTorch reference instead of the kernels.")]
+
+
+def main() -> None:
+    """Entry point: bad input becomes one line and exit code 2, an interruption exit code 130."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was done so far is kept", file=sys.stderr)
+        sys.exit(130)
+
+
+def _load(model: Path, device: str, eager: bool) -> R2R:
+    from r2r import R2R, fast
+    from r2r.training import pick_device
+
+    return (R2R if eager else fast.R2R).from_pretrained(model, map_location=str(pick_device(device)))
+
+
+def _bar(*columns: Any) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *columns,
+        console=console,
+    )  # fmt: skip
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the page, the pictures and the model go.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Another seed trains another model.")] = 0,
+    minutes: Annotated[float, typer.Option(help="Roughly how long to train, at most.")] = 4.0,
+) -> None:
+    """Train a small model here, on photos that come with scikit-image, and look at what it restores.
+
+    Example: `r2r demo`, then open `demo/index.html`.
+    """
+    from r2r.demo import run_demo
+
+    run_demo(out, seed, minutes, console)
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="YAML file; see docs/training.md.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. pretrain.epochs=20")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the run; an interrupted run there goes on.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda ...")] = None,
+    eager: EagerOption = False,
+) -> None:
+    """Train a model: pretraining with both stages, then finetuning. Run it again to go on after an interruption.
+
+    Example: `r2r train configs/five_tasks.yaml out=runs/five pretrain.epochs=60`
+    """
+    from r2r.config import load_config
+    from r2r.training import Trainer
+
+    pairs = list(overrides or ())
+    if config is not None and "=" in str(config):  # no file, settings alone
+        pairs.insert(0, str(config))
+        config = None
+    for key, value in (("out", out), ("device", device), ("eager", eager or None)):
+        if value is not None:
+            pairs.append(f"{key}={value}")
+    settings = load_config(config, pairs)
+    display = TrainingDisplay()
+    with display.progress:
+        model = Trainer(settings, display).run()
+    console.print(f"done: {settings.out}/last ({', '.join(model.tasks)}), log in {settings.out}/log.csv")
+
+
+class TrainingDisplay:
+    """A bar for the phase and the newest figures behind it."""
+
+    def __init__(self) -> None:
+        self.progress = _bar(TextColumn("{task.fields[figures]}"))
+        self.bar = self.progress.add_task("starting", total=None, figures="")
+
+    def start(self, phase: str, done: int, total: int) -> None:
+        self.progress.reset(self.bar, description=phase, total=total, completed=done, figures="")
+
+    def update(self, done: int, row: dict[str, float]) -> None:
+        figures = (
+            f"loss {row['total']:.3f}  {row['psnr']:.2f} dB  {row['accuracy']:4.0%} matched  "
+            f"{row['images_per_second']:.1f} images/s"
+        )
+        self.progress.update(self.bar, completed=done, figures=figures)
+
+    def say(self, line: str) -> None:
+        self.progress.console.print(escape(line))
+
+
+@app.command()
+def restore(
+    inputs: Annotated[list[Path], typer.Argument(help="Photos, and folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the restored photos and report.json.")],
+    model: ModelOption = Path("demo/model"),
+    task: Annotated[str | None, typer.Option(help="Say what is wrong instead of having it recognised.")] = None,
+    device: DeviceOption = "auto",
+    memory: Annotated[float | None, typer.Option(help="Gigabytes the work may take; larger photos are tiled.")] = None,
+    eager: EagerOption = False,
+) -> None:
+    """Restore photos: names, subfolders, bit depth, transparency, EXIF and colour profile stay as they are.
+
+    Exit code 1 where some photos failed; report.json says which.
+
+    Example: `r2r restore holiday/ scan.tif --out restored --model demo/model`
+    """
+    from r2r.restoration import restore_files
+
+    loaded = _load(model, device, eager)
+    with _bar() as progress:
+        bar = progress.add_task("restoring", total=None)
+
+        def show(result: Any, total: int) -> None:
+            progress.update(bar, total=total, advance=1)
+            if result.error:
+                progress.console.print(
+                    f"[red]failed[/] {escape(result.input)}: {escape(result.error)}", highlight=False
+                )
+                return
+            scores = "  ".join(f"{name} {'-' if s is None else format(s, '.2f')}" for name, s in result.scores.items())
+            tiles = f", {result.tiles} tiles" if result.tiles > 1 else ""
+            found = f"[bold]{' + '.join(result.tasks)}[/] ({scores})"
+            progress.console.print(f"{escape(result.input)}: {found} in {result.seconds:.1f} s{tiles}", highlight=False)
+
+        budget = None if memory is None else int(memory * 1e9)
+        report = restore_files(loaded, inputs, out, task, budget, progress=show)
+    console.print(f"{len(report.files) - report.failed} restored, {report.failed} failed; {out / 'report.json'}")
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    sets: Annotated[Path | None, typer.Argument(help="YAML file with several sets; see docs/evaluation.md.")] = None,
+    model: ModelOption = Path("demo/model"),
+    task: Annotated[str | None, typer.Option(help="The task of a single set.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Folder {degraded,clean}/NAME.*")] = None,
+    clean: Annotated[Path | None, typer.Option(help="Folder of clean photos, to be degraded.")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Noise level of 255 for clean photos.")] = None,
+    degradation: Annotated[
+        str | None, typer.Option(help="What to do to clean photos, e.g. haze or rain+noise.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the result to a file.")] = None,
+    device: DeviceOption = "auto",
+    eager: EagerOption = False,
+) -> None:
+    """Measure PSNR and SSIM, blind and told, and how often the right task is matched.
+
+    Example: `r2r evaluate --model demo/model --task denoise --clean photos --sigma 25 --json result.json`
+    """
+    from r2r.data.sources import build_source
+    from r2r.evaluation import evaluate, evaluation_set, load_sets
+    from r2r.files import atomic_path
+    from r2r.training import pick_device
+
+    loaded = _load(model, device, eager)
+    if (sets is None) == (task is None):
+        raise InputError("give a YAML file of sets, or --task with --pairs or --clean")
+    if sets is not None:
+        chosen = load_sets(sets, loaded.tasks, loaded.mixtures)
+    else:
+        entry = {"task": task, "pairs": pairs, "clean": clean, "sigma": sigma, "degradation": degradation}
+        source = build_source({key: str(v) for key, v in entry.items() if v is not None}, loaded.tasks)
+        chosen = [evaluation_set(source, len(loaded.tasks), loaded.mixtures)]
+    with _bar() as progress:
+        bar = progress.add_task("evaluating", total=sum(len(one.pairs) for one in chosen))
+        result = evaluate(loaded, chosen, pick_device(device), progress=lambda *_: progress.advance(bar))
+    result.render(console)
+    if json_out is not None:
+        with atomic_path(json_out) as path:
+            path.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+@app.command()
+def degrade(
+    clean: Annotated[Path, typer.Argument(help="Folder of clean photos.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for {degraded,clean}/NAME.png.")],
+    kind: Annotated[str, typer.Option("--as", help="What to do, e.g. noise:sigma=25, haze or lowlight+rain+noise.")],
+    seed: Annotated[int, typer.Option(help="The same seed makes the same pairs.")] = 0,
+    depth: Annotated[Path | None, typer.Option(help="Folder of depth maps, for haze.")] = None,
+    depth_encoding: Annotated[str, typer.Option(help="How the depth maps hold distance.")] = "distance",
+) -> None:
+    """Make pairs for training and testing from clean photos.
+
+    Example: `r2r degrade photos --out pairs --as rain`
+    """
+    from r2r.data.degradations import parse_degradation
+    from r2r.data.degrade import degrade_folder
+    from r2r.data.folders import clean_folder
+
+    degradation = parse_degradation(kind)
+    photos = clean_folder(clean, depth)
+    with _bar() as progress:
+        bar = progress.add_task("degrading", total=len(photos))
+        made = degrade_folder(photos, out, degradation, seed, depth_encoding, progress=lambda _: progress.advance(bar))
+    console.print(f"{made} pairs made, {len(photos) - made} were there; {out}")
+
+
+@app.command()
+def bank(
+    model: Annotated[Path, typer.Argument(help="Folder of a model, or its name on the Hub.")],
+    remove: Annotated[str | None, typer.Option(help="Drop this task.")] = None,
+    add_from: Annotated[Path | None, typer.Option(help="Another model to take tasks from that this one lacks.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to save the changed model.")] = None,
+) -> None:
+    """Show what a model's bank holds, drop a task, or take tasks over from another model of the same backbone.
+
+    Example: `r2r bank demo/model --remove deblur --out smaller`
+    """
+    from rich.table import Table
+
+    from r2r import R2R
+
+    loaded = R2R.from_pretrained(model)
+    if remove or add_from:
+        if out is None:
+            raise InputError("say with --out where to save the changed model")
+        try:
+            loaded.freeze_bank()
+            if remove:
+                loaded.bank.remove_task(remove)
+            if add_from:
+                other = R2R.from_pretrained(add_from).bank
+                for index, name in enumerate(other.tasks):
+                    if name not in loaded.tasks:
+                        slots = int(other.counts[index])
+                        loaded.bank.add_task(name, other.keys[index, :slots], other.values[index, :slots])
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        loaded.save_pretrained(out)
+    table = Table("task", "slots", *loaded.tasks, title="slots of each task, cosine of the tasks' mean keys")
+    likeness = loaded.bank.likeness()
+    for index, name in enumerate(loaded.tasks):
+        table.add_row(name, str(int(loaded.bank.counts[index])), *(f"{x:.2f}" for x in likeness[index].tolist()))
+    console.print(table)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="The published last.ckpt.")],
+    bank: Annotated[Path, typer.Option(help="Folder of <task>_key.pt and <task>_value.pt.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model.")],
+) -> None:
+    """Read a checkpoint of the published R2R into this project's format. Nothing in it is executed.
+
+    Example: `r2r convert last.ckpt --bank prompts/240 --out models/r2r-5d`
+    """
+    from r2r.convert import convert_files
+
+    model = convert_files(checkpoint, bank, out)
+    console.print(f"{out}: {', '.join(model.tasks)}; {int(model.bank.counts.sum())} slots")
+
+
+@app.command()
+def env() -> None:
+    """Tell versions, devices, and which implementation of the operators runs and why.
+
+    Example: `r2r env`
+    """
+    from r2r_kernels.env import facts
+
+    for name, value in facts().items():
+        console.print(f"[bold]{name}[/]: {escape(str(value))}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

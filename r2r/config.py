@@ -1,0 +1,131 @@
+"""What a training run is made of: one YAML file, or the same names as `key=value` on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from r2r.errors import InputError
+
+
+@dataclass
+class PhaseConfig:
+    """One phase of training. The learning rate warms up linearly from `warmup_lr` to `lr` over `warmup_epochs`, then
+    follows a cosine that would reach `final_lr` at epoch `horizon` (0: at the last epoch). `steps`: batches an epoch,
+    drawn with every source equally likely; 0: every image as often as its source repeats it."""
+
+    epochs: int = 0
+    steps: int = 0
+    crop: int = 128
+    batch_size: int = 64
+    accumulate: int = 1
+    lr: float = 2e-4
+    final_lr: float = 0.0
+    warmup_epochs: float = 0.0
+    warmup_lr: float = 1e-7
+    horizon: int = 0
+
+
+@dataclass
+class LossConfig:
+    """See `r2r.losses.LossWeights`."""
+
+    pixel: float = 1.0
+    fft: float = 0.125
+    degradation: float = 0.1
+    match: float = 0.1
+    label_smoothing: float = 0.1
+
+
+@dataclass
+class TrainConfig:
+    """A training run; the defaults are the paper's (section 4.1) for three tasks.
+
+    tasks: their names. data: training sources and validation: held-out sets, see `docs/training.md` for their keys.
+    preset: sizes of the model, `model` overrides single ones. In pretraining half of each batch is restored and half
+    builds the bank, in stage 0 during the first half of the epochs and in stage 1 during the second; in finetuning the
+    bank is frozen and the whole batch is restored. precision: fp32 or bf16.
+    """
+
+    out: str = "runs/r2r"
+    tasks: list[str] = field(default_factory=list)
+    data: list[Any] = field(default_factory=list)
+    validation: list[Any] = field(default_factory=list)
+    preset: str = "base"
+    model: dict[str, Any] = field(default_factory=dict)
+    pretrain: PhaseConfig = field(
+        default_factory=lambda: PhaseConfig(epochs=240, warmup_epochs=15, horizon=270, batch_size=64)
+    )
+    finetune: PhaseConfig = field(
+        default_factory=lambda: PhaseConfig(epochs=30, crop=224, batch_size=16, lr=1e-6, final_lr=1e-8)
+    )
+    loss: LossConfig = field(default_factory=LossConfig)
+    clip_norm: float = 0.01
+    ema: float = 0.999
+    precision: str = "fp32"
+    seed: int = 0
+    device: str = "auto"
+    eager: bool = False
+    workers: int = 2
+    log_every: int = 10
+    save_every: int = 500
+    validate_every: int = 1
+
+
+# may change between a run and its continuation
+FREE = ("out", "validation", "device", "eager", "workers", "log_every", "save_every", "validate_every")
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Merge the defaults, a YAML file and `key=value` overrides; relative paths in the file are meant from its folder.
+
+    Raises InputError that names the unknown key or the value of a wrong type.
+    """
+    try:
+        merged = OmegaConf.structured(TrainConfig)
+        if path is not None:
+            loaded = OmegaConf.load(path)
+            if not isinstance(loaded, DictConfig):
+                raise InputError(f"{path} must hold keys and values")
+            merged = OmegaConf.merge(merged, loaded)
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.to_object(merged)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        raise InputError(f"{path or 'the options'}: {' '.join(str(error).split())}") from error
+    assert isinstance(config, TrainConfig)
+    if path is not None:
+        for entry in (*config.data, *config.validation):
+            _anchor(entry, path.parent)
+    _check(config)
+    return config
+
+
+def _anchor(entry: Any, folder: Path) -> None:
+    for key in ("clean", "pairs", "root", "depth"):
+        if isinstance(entry, dict) and isinstance(entry.get(key), str):
+            entry[key] = str(folder / Path(entry[key]).expanduser())
+
+
+def _check(config: TrainConfig) -> None:
+    if not config.tasks:
+        raise InputError("tasks is empty; name at least one, e.g. tasks=[denoise,derain]")
+    if not config.data:
+        raise InputError("data is empty; name at least one source of training images")
+    if config.precision not in ("fp32", "bf16"):
+        raise InputError(f"precision must be fp32 or bf16, got {config.precision}")
+    for name, phase in (("pretrain", config.pretrain), ("finetune", config.finetune)):
+        for key in ("crop", "batch_size", "accumulate"):
+            if getattr(phase, key) < 1:
+                raise InputError(f"{name}.{key} must be 1 or more, got {getattr(phase, key)}")
+        if phase.epochs < 0 or phase.steps < 0:
+            raise InputError(f"{name}.epochs and {name}.steps must not be negative")
+    if config.pretrain.epochs + config.finetune.epochs == 0:
+        raise InputError("pretrain.epochs and finetune.epochs are both 0: there is nothing to train")

@@ -1,0 +1,1 @@
+"""Photos: read and written, degraded, paired, and drawn for training."""

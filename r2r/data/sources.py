@@ -1,0 +1,87 @@
+"""Sources of training and test images as configuration files and the command line name them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from r2r.data.dataset import Source
+from r2r.data.degradations import TASK_DEGRADATIONS, parse_degradation
+from r2r.data.folders import clean_folder, paired_folder
+from r2r.data.layouts import LAYOUTS
+from r2r.errors import InputError
+
+KEYS = ("name", "task", "pairs", "clean", "layout", "root", "names", "class", "degradation", "sigma", "depth",
+        "depth_encoding", "repeat")  # fmt: skip
+
+
+def build_source(entry: Mapping[str, Any], tasks: Sequence[str]) -> Source:
+    """A source from its keys.
+
+    task: one name, or several for a mixture. The photos are one of: pairs, a folder `{degraded,clean}/NAME.*`; clean, a
+    folder of clean photos, degraded as `degradation` (a spec) or `sigma` (a level or several) says, else as the task
+    suggests; layout, a published one, with its root (and `names`, a list file, or `class`, one of CDD-11's). depth: a
+    folder of depth maps for clean photos, in `depth_encoding`. repeat: how often an epoch shows each image.
+    Raises InputError that names the key.
+    """
+    unknown = [key for key in entry if key not in KEYS]
+    if unknown:
+        raise InputError(f"unknown key {unknown[0]!r} in a data source; accepted: {', '.join(KEYS)}")
+    given = [key for key in ("pairs", "clean", "layout") if entry.get(key)]
+    if len(given) != 1:
+        raise InputError(f"a data source needs one of pairs, clean and layout, got {' and '.join(given) or 'none'}")
+    named = entry.get("task")
+    names = [named] if isinstance(named, str) else list(named or ())
+    for name in names:
+        if name not in tasks:
+            raise InputError(f"unknown task {name!r} in a data source; the run's tasks are {', '.join(tasks)}")
+    if not names:
+        raise InputError(f"a data source needs a task; the run's tasks are {', '.join(tasks)}")
+
+    degradation = None
+    if given == ["pairs"]:
+        pairs = paired_folder(entry["pairs"])
+    elif given == ["layout"]:
+        pairs = _layout(entry)
+    else:
+        pairs = clean_folder(entry["clean"], entry.get("depth"))
+    if all(pair.degraded is None for pair in pairs):
+        degradation = parse_degradation(_spec(entry, names))
+    elif entry.get("degradation") or entry.get("sigma"):
+        raise InputError("degradation and sigma go with clean photos; these are degraded already")
+    return Source(
+        name=str(entry.get("name") or "+".join(names)),
+        labels=tuple(tasks.index(name) for name in names),
+        pairs=tuple(pairs),
+        degradation=degradation,
+        repeat=int(entry.get("repeat", 1)),
+        depth_encoding=str(entry.get("depth_encoding", "distance")),
+    )
+
+
+def _spec(entry: Mapping[str, Any], names: Sequence[str]) -> str:
+    sigma = entry.get("sigma")
+    if sigma is not None and entry.get("degradation"):
+        raise InputError("a data source takes sigma or degradation, not both")
+    if sigma is not None:
+        return f"noise:sigma={'/'.join(map(str, sigma if isinstance(sigma, list | tuple) else [sigma]))}"
+    if entry.get("degradation"):
+        return str(entry["degradation"])
+    unknown = [name for name in names if name not in TASK_DEGRADATIONS]
+    if unknown:
+        raise InputError(f"how to degrade clean photos for the task {unknown[0]!r} is not known; name a degradation")
+    return "+".join(TASK_DEGRADATIONS[name] for name in names)
+
+
+def _layout(entry: Mapping[str, Any]) -> list[Any]:
+    layout = entry["layout"]
+    if layout not in LAYOUTS:
+        raise InputError(f"unknown layout {layout!r}; accepted: {', '.join(LAYOUTS)}")
+    if not entry.get("root"):
+        raise InputError(f"layout {layout} needs its root folder")
+    extra = [Path(entry["names"])] if entry.get("names") else [entry["class"]] if entry.get("class") else []
+    try:
+        return LAYOUTS[layout](entry["root"], *extra)
+    except TypeError as error:
+        raise InputError(f"layout {layout}: names and class do not fit it ({error})") from error

@@ -1,0 +1,341 @@
+"""How well a model restores and matches: blind, and told the task."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from r2r.data.dataset import EvaluationPair, EvaluationPairs, Source
+from r2r.data.sources import build_source
+from r2r.errors import InputError
+from r2r.metrics import MAX_PSNR, SSIM_WINDOW, centre_crop, psnr, ssim
+from r2r.model import R2R
+
+
+_STYLE: dict[str, Any] = {"box": SIMPLE, "collapse_padding": True}  # fits into 80 columns
+
+
+class Pairs(Protocol):
+    """Anything indexed from 0 that gives pairs."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> EvaluationPair: ...
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Pairs that share their tasks: `labels`, indices of the model's tasks, one but for mixtures."""
+
+    name: str
+    labels: tuple[int, ...]
+    pairs: Pairs
+
+
+@dataclass(frozen=True)
+class Quality:
+    """PSNR in dB, at most 100 so that a perfect image does not make a mean infinite, and SSIM (`r2r.metrics`)."""
+
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image: the tasks chosen blind, and the quality of the degraded image and of the restored ones."""
+
+    name: str
+    chosen: tuple[str, ...]
+    input: Quality
+    blind: Quality
+    told: Quality | None
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """The images of one set and their means. `accuracy` is the share of images whose tasks were chosen exactly."""
+
+    name: str
+    tasks: tuple[str, ...]
+    images: tuple[ImageResult, ...]
+    input: Quality
+    blind: Quality
+    told: Quality | None
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of `evaluate`.
+
+    parameters: those of inference, without the amalgamator and the bank. gmacs: 10^9 multiply-accumulates for an image
+    of 224 x 224. seconds: for an image, blind, on average. peak_memory: bytes; on a GPU the most that was allocated
+    during the evaluation, on a CPU the most that the process ever held.
+    """
+
+    tasks: tuple[str, ...]
+    sets: tuple[SetResult, ...]
+    parameters: int
+    gmacs: float
+    seconds: float
+    peak_memory: int
+    device: str
+
+    @property
+    def psnr(self) -> float:
+        """Blind, the mean of the sets' means, as papers average over tasks."""
+        return _mean([one.blind for one in self.sets]).psnr
+
+    @property
+    def accuracy(self) -> float:
+        """The mean of the sets' accuracies."""
+        return sum(one.accuracy for one in self.sets) / len(self.sets)
+
+    @property
+    def confusion(self) -> list[list[int]]:
+        """For how many images that have a task (rows, in the order of `tasks`) each task was chosen (columns)."""
+        return [
+            [sum(column in chosen for true, chosen in self._choices() if row in true) for column in self.tasks]
+            for row in self.tasks
+        ]
+
+    @property
+    def task_accuracy(self) -> dict[str, float]:
+        """For each task the share of all images for which it was rightly chosen, or rightly left out."""
+        choices = self._choices()
+        return {name: sum((name in a) == (name in b) for a, b in choices) / len(choices) for name in self.tasks}
+
+    def _choices(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """True and chosen tasks of every image."""
+        return [(one.tasks, image.chosen) for one in self.sets for image in one.images]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, for JSON; what is not finite becomes None."""
+        means = {"psnr": self.psnr, "accuracy": self.accuracy}
+        return _finite({**asdict(self), **means, "confusion": self.confusion, "task_accuracy": self.task_accuracy})
+
+    def render(self, console: Console) -> None:
+        """Print the tables."""
+        quality = Table("set", "images", "input", "blind", "told", "matched", title="PSNR in dB / SSIM", **_STYLE)
+        for one in self.sets:
+            cells = map(_cell, (one.input, one.blind, one.told))
+            quality.add_row(one.name, str(len(one.images)), *cells, f"{one.accuracy:.1%}")
+        if len(self.sets) > 1:
+            told = [one.told for one in self.sets if one.told]
+            means = [_mean([one.input for one in self.sets]), _mean([one.blind for one in self.sets])]
+            quality.add_section()
+            quality.add_row(
+                "mean", "", *map(_cell, means), _cell(_mean(told) if told else None), f"{self.accuracy:.1%}"
+            )
+        console.print(quality)
+
+        mixtures = any(len(one.tasks) > 1 for one in self.sets)
+        right = ["right"] if mixtures else []
+        confusion = Table("is \\ matched as", *self.tasks, "found", *right, title="Matching, blind", **_STYLE)
+        for index, name in enumerate(self.tasks):
+            number = sum(name in true for true, _ in self._choices())
+            if number:
+                row = self.confusion[index]
+                right = [f"{self.task_accuracy[name]:.1%}"] if mixtures else []
+                confusion.add_row(name, *map(str, row), f"{row[index] / number:.1%}", *right)
+        console.print(confusion)
+        console.print(
+            f"{self.parameters / 1e6:.2f} M parameters, {self.gmacs:.2f} GMAC at 224 x 224; on {self.device} "
+            f"{self.seconds:.3f} s an image, peak memory {self.peak_memory / 2**20:.0f} MiB",
+            highlight=False,
+        )
+
+
+def evaluation_set(source: Source, num_tasks: int, mixtures: bool = False, seed: int = 0) -> EvaluationSet:
+    """The photos of a source, whole; what is synthesised depends on the seed and the photo's place alone."""
+    return EvaluationSet(source.name, source.labels, EvaluationPairs(source, num_tasks, seed, mixtures))
+
+
+def load_sets(path: str | Path, tasks: Sequence[str], mixtures: bool = False) -> list[EvaluationSet]:
+    """The sets of a YAML file, `sets: [{name: ..., task: ..., pairs: DIR}, {task: ..., clean: DIR, sigma: 25}, ...]`.
+
+    The keys of a set are those of `r2r.data.sources.build_source`; folders are relative to where the program runs.
+    `seed` beside `sets` seeds what is synthesised. Raises InputError, naming the file, for anything else.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("sets"), list) or not content["sets"]:
+        raise InputError(f"{path}: accepted: a list `sets` of one or more")
+    unknown = sorted(map(str, content.keys() - {"sets", "seed"}))
+    if unknown:
+        raise InputError(f"{path}: unknown key {unknown[0]!r}; accepted: sets, seed")
+    seed = content.get("seed", 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"{path}: seed {seed!r}; accepted: 0 or more")
+    sets = []
+    for number, entry in enumerate(content["sets"], start=1):
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}: set {number} is {entry!r}; accepted: keys and values, such as `task: denoise`")
+        try:
+            sets.append(evaluation_set(build_source(entry, tasks), len(tasks), mixtures, seed))
+        except InputError as error:
+            raise InputError(f"{path}: set {number}: {error}") from error
+    return sets
+
+
+@torch.inference_mode()
+def evaluate(
+    model: R2R,
+    sets: Sequence[EvaluationSet],
+    device: torch.device | str | None = None,
+    told: bool = True,
+    progress: Callable[[EvaluationSet, ImageResult], object] | None = None,
+) -> Evaluation:
+    """Restore every image of every set, blind and, with `told`, told its tasks, one at a time and never tiled.
+
+    Images are cropped to multiples of 16 before they are restored, as the published protocol does (`r2r.metrics`). The
+    model is put in eval mode and moved to `device`, if one is given. progress: called after each image.
+    Raises InputError for no image, an empty bank, a task the bank holds nothing of, images below 7 x 7, and files that
+    cannot be read.
+    """
+    model.eval()
+    if device is not None:
+        model.to(device)
+    where = model.bank.keys.device
+    _check(model, sets, told)
+    parameters, gmacs = _size(model)
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    results, seconds = [], 0.0
+    for one in sets:
+        images = []
+        for index in range(len(one.pairs)):
+            result, elapsed = _evaluate_image(model, one.pairs[index], one.labels if told else None, where)
+            images.append(result)
+            seconds += elapsed
+            if progress is not None:
+                progress(one, result)
+        results.append(_set_result(one, model.tasks, images))
+    number = sum(len(one.images) for one in results)
+    return Evaluation(
+        model.tasks, tuple(results), parameters, gmacs, seconds / number, _peak_memory(where), _device_name(where)
+    )
+
+
+def _check(model: R2R, sets: Sequence[EvaluationSet], told: bool) -> None:
+    if not sets:
+        raise InputError("nothing to evaluate: no set was given")
+    if model.bank.empty:
+        raise InputError("the bank is empty: train the model, or load one that was trained")
+    counts = model.bank.counts.tolist()
+    for one in sets:
+        if not len(one.pairs):
+            raise InputError(f"{one.name}: no image")
+        lacking = [model.tasks[label] for label in one.labels if not counts[label]]
+        if told and lacking:
+            raise InputError(f"{one.name}: the model's bank holds nothing for {', '.join(lacking)}")
+
+
+def _evaluate_image(
+    model: R2R, pair: EvaluationPair, labels: tuple[int, ...] | None, device: torch.device
+) -> tuple[ImageResult, float]:
+    """labels: the tasks to tell, or None. Also returns the seconds that restoring blind took."""
+    lq, hq = centre_crop(pair.lq)[None].to(device), centre_crop(pair.hq)
+    if min(hq.shape[1:]) < SSIM_WINDOW:
+        raise InputError(f"{pair.name}: {hq.shape[2]} x {hq.shape[1]}; at least 7 x 7 pixels are accepted")
+    _synchronise(device)
+    start = time.perf_counter()
+    features = model.encode(lq)
+    query, value = model.query(features.deep)
+    match = model.match(query)
+    image = model.decode(lq, features, value, match.readout)
+    _synchronise(device)
+    elapsed = time.perf_counter() - start
+
+    blind = _quality(image, hq)
+    told = None
+    if labels is not None:
+        own = model.match(query, _told(model, labels, device))
+        same = torch.equal(own.task, match.task)
+        told = blind if same else _quality(model.decode(lq, features, value, own.readout), hq)
+    taken = match.task[0].tolist()
+    chosen = tuple(n for index, n in enumerate(model.tasks) if (taken[index] if model.mixtures else taken == index))
+    return ImageResult(pair.name, chosen, _quality(lq, hq), blind, told), elapsed
+
+
+def _told(model: R2R, labels: tuple[int, ...], device: torch.device) -> Tensor:
+    if not model.mixtures:
+        return torch.tensor(labels, device=device)
+    return torch.tensor([[index in labels for index in range(len(model.tasks))]], device=device)
+
+
+def _quality(image: Tensor, hq: Tensor) -> Quality:
+    restored = image[0].cpu()
+    return Quality(min(float(psnr(restored, hq)), MAX_PSNR), ssim(restored, hq))
+
+
+def _mean(qualities: Sequence[Quality]) -> Quality:
+    number = len(qualities)
+    return Quality(sum(one.psnr for one in qualities) / number, sum(one.ssim for one in qualities) / number)
+
+
+def _cell(quality: Quality | None) -> str:
+    return f"{quality.psnr:.2f} / {quality.ssim:.3f}" if quality else "-"
+
+
+def _set_result(one: EvaluationSet, tasks: Sequence[str], images: Sequence[ImageResult]) -> SetResult:
+    own = tuple(tasks[label] for label in sorted(one.labels))
+    told = [image.told for image in images if image.told is not None]
+    return SetResult(
+        one.name,
+        own,
+        tuple(images),
+        _mean([image.input for image in images]),
+        _mean([image.blind for image in images]),
+        _mean(told) if told else None,
+        sum(image.chosen == own for image in images) / len(images),
+    )
+
+
+def _size(model: R2R) -> tuple[int, float]:
+    """Parameters at inference, and GMACs of one forward at 224 x 224."""
+    training_only = 0 if model.amalgamator is None else sum(p.numel() for p in model.amalgamator.parameters())
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 224, 224, device=model.bank.keys.device))
+    return sum(p.numel() for p in model.parameters()) - training_only, counter.get_total_flops() / 2e9
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

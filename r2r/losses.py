@@ -1,0 +1,77 @@
+"""The training loss (R2R, section 3.5): paired-domain and classification terms, each with a weight that may be 0."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from r2r.model import TrainingOutput
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms of `restoration_loss`; 0 turns a term off. `label_smoothing` in [0, 1)."""
+
+    pixel: float = 1.0
+    fft: float = 0.125
+    degradation: float = 0.1
+    match: float = 0.1
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 0:
+                raise ValueError(f"the loss weight {name} must not be negative, got {value}")
+        if self.label_smoothing >= 1:
+            raise ValueError(f"label_smoothing must be below 1, got {self.label_smoothing}")
+
+
+def fft_l1(restored: Tensor, clean: Tensor) -> Tensor:
+    """Mean absolute difference of the real and imaginary parts of the unnormalised 2D FFT of [N, C, H, W]."""
+    difference = torch.fft.fft2(restored.float() - clean.float())
+    return torch.view_as_real(difference).abs().mean()
+
+
+def classification(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Cross entropy of [N, T] with label smoothing; binary cross entropy where labels are masks [N, T].
+
+    Tasks the bank holds nothing for (score -inf) take no part.
+    """
+    logits = logits.float()
+    known = logits > -torch.inf
+    finite = torch.where(known, logits, 0)
+    if labels.dim() == 2:
+        target = labels.to(finite)
+        losses = F.binary_cross_entropy_with_logits(finite, target, reduction="none")
+        return torch.where(known, losses, 0).sum() / known.sum().clamp(min=1)
+    log_probability = F.log_softmax(logits, dim=1)
+    told = log_probability.gather(1, labels[:, None]).squeeze(1)
+    spread = torch.where(known, log_probability, 0).sum(1) / known.sum(1)
+    return -((1 - smoothing) * told + smoothing * spread).mean()
+
+
+def restoration_loss(
+    output: TrainingOutput, clean: Tensor, labels: Tensor, reference_labels: Tensor | None, weights: LossWeights
+) -> dict[str, Tensor]:
+    """The weighted terms that are on, by name, and their sum as "total".
+
+    clean [N, 3, H, W] in [0, 1]; labels of the restored images and of the reference pairs as the model takes them. The
+    output is clamped to [0, 1] first.
+    """
+    restored = output.restored.clamp(0, 1)
+    terms = {}
+    if weights.pixel:
+        terms["pixel"] = weights.pixel * F.l1_loss(restored.float(), clean.float())
+    if weights.fft:
+        terms["fft"] = weights.fft * fft_l1(restored, clean)
+    if weights.degradation and output.logits is not None and reference_labels is not None:
+        terms["degradation"] = weights.degradation * classification(
+            output.logits, reference_labels, weights.label_smoothing
+        )
+    if weights.match:
+        terms["match"] = weights.match * classification(output.scores, labels, weights.label_smoothing)
+    terms["total"] = sum(terms.values(), torch.zeros((), device=clean.device))
+    return terms

@@ -1,0 +1,333 @@
+"""R2R, retrieve to restore: one model for several degradations (CVPR 2026). `r2r.R2R` is the eager reference."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from r2r.amalgamator import Amalgamator, Residual
+from r2r.backbone import Decoder, Encoder
+from r2r.bank import DegradationBank
+from r2r.errors import InputError
+from r2r_kernels import reference
+from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
+
+Task = str | int | Sequence[str | int] | Tensor | None
+
+
+class TrainingOutput(NamedTuple):
+    """`restored` [N, 3, H, W]; matching `scores` [N, T]; classifier `logits` [R, T] of the R reference pairs, or None
+    where the bank was used as it is."""
+
+    restored: Tensor
+    scores: Tensor
+    logits: Tensor | None
+
+
+class Restoration(NamedTuple):
+    """`image` [N, 3, H, W]; `task` int64 [N], or bool [N, T] where several take part; `scores` [N, T]."""
+
+    image: Tensor
+    task: Tensor
+    scores: Tensor
+
+
+class Features(NamedTuple):
+    """`deep` [N, C, h, w], the encoder's deepest features of the padded input; `skips`, one for each level."""
+
+    deep: Tensor
+    skips: list[Tensor]
+
+
+class Match(NamedTuple):
+    """`readout` [N, Cv, b, b] at the bank's resolution; `task` and `scores` as in `Restoration`."""
+
+    readout: Tensor
+    task: Tensor
+    scores: Tensor
+
+
+class R2R(nn.Module, PyTorchModelHubMixin):
+    """The whole model on plain PyTorch; `r2r.fast.R2R` is the same on fused kernels.
+
+    tasks: names, in the order of the labels. width: channels of the first level, doubled on each. encoder_blocks,
+    decoder_blocks: NAF blocks of each level; middle_blocks: of the deepest. memory_blocks: the amalgamator's levels.
+    capacity: slots M a task, M >= 5, of which M - M//5 + 1 are left in the bank. bank_size: height and width of a slot,
+    the training crop over 2^levels. similarity: "cosine" (with a learnt scale) or "published" (see `BankRetrieval`).
+    residual: what the amalgamator sees of it, "mean" or "full". mixtures: images may carry several degradations;
+    labels are then masks [N, T], and every task that scores above 0 takes part. gate_kernel: 1 or 3. amalgamator: False
+    leaves it out; such a model restores, and trains on a fixed bank.
+    """
+
+    eager = True
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        width: int = 32,
+        encoder_blocks: Sequence[int] = (1, 1, 1, 28),
+        middle_blocks: int = 1,
+        decoder_blocks: Sequence[int] = (1, 1, 1, 1),
+        memory_blocks: Sequence[int] = (2, 2, 4, 8),
+        capacity: int = 64,
+        bank_size: int = 8,
+        similarity: Similarity = "cosine",
+        residual: Residual = "mean",
+        mixtures: bool = False,
+        gate_kernel: int = 1,
+        amalgamator: bool = True,
+    ) -> None:
+        super().__init__()
+        if not tasks or isinstance(tasks, str) or len(set(tasks)) != len(tasks):
+            raise ValueError(f"tasks must be one or more different names, got {tasks!r}")
+        if not len(encoder_blocks) == len(decoder_blocks) == len(memory_blocks) >= 2:
+            raise ValueError(
+                "encoder_blocks, decoder_blocks and memory_blocks must name the same number of levels, 2 or more; got "
+                f"{len(encoder_blocks)}, {len(decoder_blocks)} and {len(memory_blocks)}"
+            )
+        if capacity < 5:
+            raise ValueError(f"capacity must be 5 or more, got {capacity}")
+        eager = self.eager
+        levels = len(encoder_blocks)
+        deepest = width << levels
+        key_channels = 2 * width
+        self.stride = 1 << levels
+        self.mixtures = mixtures
+        self.intro = nn.Conv2d(3, width, 3, padding=1)
+        self.encoder = Encoder(width, encoder_blocks, middle_blocks, eager)
+        self.query_key = nn.Conv2d(deepest, key_channels, 3, padding=1)
+        self.query_value = nn.Conv2d(deepest, deepest, 3, padding=1)
+        self.bank = DegradationBank(tasks, capacity - capacity // 5 + 1, key_channels, deepest, bank_size)
+        self.retrieval = BankRetrieval(similarity, "multi" if mixtures else "hard", eager)
+        self.fusion = GatedConv2d(deepest, gate_kernel, eager)
+        self.decoder = Decoder(width, decoder_blocks, eager)
+        self.ending = nn.Conv2d(width, 3, 3, padding=1)
+        self.amalgamator: Amalgamator | None = None
+        if amalgamator:
+            self.amalgamator = Amalgamator(
+                len(tasks), width, memory_blocks, capacity, key_channels, deepest, residual, eager
+            )
+        self._sizes = {
+            "width": width,
+            "encoder_blocks": list(encoder_blocks),
+            "middle_blocks": middle_blocks,
+            "decoder_blocks": list(decoder_blocks),
+            "memory_blocks": list(memory_blocks),
+            "capacity": capacity,
+            "bank_size": bank_size,
+            "similarity": similarity,
+            "residual": residual,
+            "mixtures": mixtures,
+            "gate_kernel": gate_kernel,
+        }
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.bank.tasks
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Keyword arguments that build this model anew."""
+        return {"tasks": list(self.tasks), **self._sizes, "amalgamator": self.amalgamator is not None}
+
+    def freeze_bank(self) -> R2R:
+        """Drop the amalgamator: from here on the bank is read-only. Raises ValueError where it is empty."""
+        self._check_bank()
+        self.amalgamator = None
+        return self
+
+    # -- the model, in the order of the paper -------------------------------------------------------------------
+
+    def encode(self, lq: Tensor) -> Features:
+        """[N, 3, H, W] -> features of the input, zero-padded right and below to a multiple of `stride`."""
+        height, width = lq.shape[2:]
+        padded = F.pad(lq, (0, -width % self.stride, 0, -height % self.stride))
+        deep, skips, _ = self.encoder(self.intro(padded))
+        return Features(deep, skips)
+
+    def query(self, deep: Tensor) -> tuple[Tensor, Tensor]:
+        """The deepest features -> D_K [N, Ck, h, w] and D_V [N, Cv, h, w] (R2R, equation 1)."""
+        return self.query_key(deep), self.query_value(deep)
+
+    def match(self, query: Tensor, task: Task = None) -> Match:
+        """D_K -> what the bank holds for it. Queries of any size are area-pooled to the bank's resolution.
+
+        Raises ValueError where the bank is empty or `task` does not name tasks of it.
+        """
+        self._check_bank()
+        told = self._told(task, len(query), query.device)
+        pooled = F.adaptive_avg_pool2d(query, (self.bank.size, self.bank.size))
+        readout, scores = self.retrieval(pooled, self.bank.keys, self.bank.values, self.bank.counts, told)
+        chosen = reference.task_mask(scores, told, self.retrieval.mode)
+        return Match(readout, chosen if self.mixtures else chosen.int().argmax(1), scores)
+
+    def decode(self, lq: Tensor, features: Features, value: Tensor, readout: Tensor) -> Tensor:
+        """Fuse D_V with the readout (at the bank's or at D_V's resolution) and restore: -> [N, 3, H, W]."""
+        fused = self.fusion(value, readout)
+        residual = self.ending(self.decoder(fused, features.skips))
+        height, width = lq.shape[2:]
+        return lq + residual[:, :, :height, :width]
+
+    def forward(
+        self,
+        lq: Tensor,
+        labels: Tensor | None = None,
+        reference: tuple[Tensor, Tensor, Tensor] | None = None,
+        stage: int = 0,
+    ) -> Tensor | TrainingOutput:
+        """Without labels: restore lq [N, 3, H, W] blind -> [N, 3, H, W].
+
+        With labels (indices int64 [N]; for mixtures a mask [N, T]): one training pass -> TrainingOutput. The bank is
+        then built from `reference` = (LQ, HQ, labels), pairs of their own; stage 0 builds it anew, stage 1 goes on
+        from the one it holds (R2R, section 3.5). Without a reference the bank is used as it is (finetuning).
+        """
+        self._check_images(lq, "lq")
+        if labels is None:
+            features = self.encode(lq)
+            key, value = self.query(features.deep)
+            return self.decode(lq, features, value, self.match(key).readout)
+
+        self._check_labels(labels, len(lq), "labels")
+        bank = self.bank
+        keys, values, counts, logits = bank.keys, bank.values, bank.counts, None
+        if reference is not None:
+            keys, values, logits = self._build_bank(*reference, stage)
+        self._check_bank()
+        features = self.encode(lq)
+        key, value = self.query(features.deep)
+        pooled = F.adaptive_avg_pool2d(key, (bank.size, bank.size))
+        told = labels.bool() if self.mixtures else labels
+        readout, scores = self.retrieval(pooled, keys, values, counts, told)
+        return TrainingOutput(self.decode(lq, features, value, readout), scores, logits)
+
+    @torch.no_grad()
+    def restore(self, lq: Tensor, task: Task = None) -> Restoration:
+        """Restore lq [N, 3, H, W] in [0, 1], blind or told the task: a name, an index, or one of these for each image
+        (for mixtures also a bool mask [N, T]).
+
+        Raises ValueError for NaN, infinities, values outside [0, 1], unknown tasks, an empty bank.
+        """
+        self._check_images(lq, "lq")
+        if lq.numel() and not bool(((lq >= 0) & (lq <= 1)).all()):
+            bad = "NaN or infinity" if not bool(lq.isfinite().all()) else f"{lq.amin():.4g} to {lq.amax():.4g}"
+            raise InputError(f"lq must hold values in [0, 1], got {bad}")
+        features = self.encode(lq)
+        key, value = self.query(features.deep)
+        match = self.match(key, task)
+        return Restoration(self.decode(lq, features, value, match.readout), match.task, match.scores)
+
+    def _build_bank(self, lq: Tensor, hq: Tensor, labels: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
+        if self.amalgamator is None:
+            raise ValueError("this model has no amalgamator (its bank is frozen); train it without a reference")
+        if stage not in (0, 1):
+            raise ValueError(f"stage must be 0 or 1, got {stage}")
+        self._check_images(lq, "reference LQ")
+        if hq.shape != lq.shape:
+            raise ValueError(f"reference HQ must be {[*lq.shape]} as LQ is, got {[*hq.shape]}")
+        self._check_labels(labels, len(lq), "reference labels")
+        keys, values, present, logits = self.amalgamator(lq, hq, labels, self.bank, stage)
+        self.bank.replace(keys.detach(), values.detach(), present)
+        return keys, values, logits
+
+    # -- checks -------------------------------------------------------------------------------------------------
+
+    def _check_images(self, x: Tensor, name: str) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"{name} must be a float tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        if x.dim() != 4 or x.shape[1] != 3 or not x.shape[2] or not x.shape[3]:
+            raise ValueError(f"{name} must be [N, 3, H, W] with H, W >= 1, got {[*x.shape]}")
+
+    def _check_labels(self, labels: Tensor, number: int, name: str) -> None:
+        wanted = (number, len(self.tasks)) if self.mixtures else (number,)
+        if labels.shape != wanted:
+            raise ValueError(f"{name} must be {list(wanted)}, got {[*labels.shape]}")
+
+    def _check_bank(self) -> None:
+        if self.bank.empty:
+            raise InputError("the bank is empty: train the model, or load one that was trained")
+
+    def _told(self, task: Task, number: int, device: torch.device) -> Tensor | None:
+        """Names and indices as a tensor: int64 [N], or bool [N, T] for mixtures; None stays blind."""
+        if task is None or isinstance(task, Tensor):
+            return task
+        given = [task] if isinstance(task, str | int) else list(task)
+        for one in given:
+            if one not in self.tasks and not (isinstance(one, int) and 0 <= one < len(self.tasks)):
+                raise InputError(f"unknown task {one!r}; the model knows {', '.join(self.tasks)}")
+        if len(given) not in (1, number):
+            raise InputError(f"task must be one name or index, or {number} of them, got {len(given)}")
+        index = [self.tasks.index(one) if isinstance(one, str) else one for one in given]
+        told = torch.tensor(index, device=device).expand(number)
+        return F.one_hot(told, len(self.tasks)).bool() if self.mixtures else told
+
+    # -- saving and loading -------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write `model.safetensors` (weights and bank) and `config.json` into a folder, beside and renamed."""
+        folder = Path(save_directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
+                kwargs.setdefault("config", self.config)
+                url = super().save_pretrained(beside, **kwargs)
+                for written in sorted(Path(beside).iterdir(), reverse=True):  # the weights before their config
+                    os.replace(written, folder / written.name)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot save the model in {folder}: {error}") from error
+        return url
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_file({name: x.contiguous() for name, x in self.state_dict().items()}, save_directory / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, map_location: str = "cpu", **download: Any
+    ) -> R2R:
+        """Load, in eval mode, from a folder or from a repository on the Hugging Face Hub.
+
+        `download`: arguments of `huggingface_hub.snapshot_download` (revision, token, local_files_only ...). Only
+        safetensors and JSON are read. Raises InputError where the model is missing, damaged or of other sizes.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            return cls._from_folder(folder, map_location)
+        if folder.is_absolute() or len(folder.parts) != 2:
+            raise InputError(f"{folder} is not a model: no such folder")
+        try:
+            folder = Path(
+                snapshot_download(str(folder), allow_patterns=["config.json", "model.safetensors"], **download)
+            )
+        except Exception as error:  # the hub's errors have no common base
+            raise InputError(f"{folder} is neither a folder nor a model on the Hub: {error}") from error
+        return cls._from_folder(folder, map_location)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, device: str) -> R2R:
+        weights = folder / "model.safetensors"
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            state = load_file(weights, device=device)
+            model = cls(**config).to(device)
+        except FileNotFoundError as error:
+            raise InputError(f"{folder} is not a model: {Path(error.filename or weights).name} is missing") from error
+        except SafetensorError as error:
+            raise InputError(f"{weights} cannot be read, it is damaged or cut short: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{folder / 'config.json'} does not describe an R2R model: {error}") from error
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
+            raise InputError(f"{weights} does not fit its config.json: {first}") from error
+        return model.eval()

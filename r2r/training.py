@@ -1,0 +1,402 @@
+"""Training: pretraining in two stages, then finetuning on the frozen bank (R2R, sections 3.5 and 4.1).
+
+A run can be killed at any moment. Everything random follows from the seed and the position in the run, so a run that
+goes on from `last.ckpt` ends with the weights it would have had.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from r2r import fast
+from r2r.config import FREE, PhaseConfig, TrainConfig
+from r2r.data.dataset import TrainingPairs, worker_init
+from r2r.data.sampler import EpochSampler
+from r2r.data.sources import build_source
+from r2r.errors import InputError
+from r2r.evaluation import evaluate, evaluation_set
+from r2r.files import atomic_path
+from r2r.losses import LossWeights, restoration_loss
+from r2r.model import R2R
+from r2r.presets import PRESETS
+
+FIELDS = ("phase", "epoch", "step", "lr", "total", "pixel", "fft", "degradation", "match", "psnr", "accuracy",
+          "images_per_second", "valid_psnr", "valid_accuracy")  # fmt: skip
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+class Display(Protocol):
+    """Where progress is shown; `r2r.cli` has one for the terminal."""
+
+    def start(self, phase: str, done: int, total: int) -> None: ...
+    def update(self, done: int, row: dict[str, float]) -> None: ...
+    def say(self, line: str) -> None: ...
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def start(self, phase: str, done: int, total: int) -> None: ...
+    def update(self, done: int, row: dict[str, float]) -> None: ...
+    def say(self, line: str) -> None: ...
+
+
+def learning_rate(phase: PhaseConfig, epoch: float) -> float:
+    """The rate after `epoch` (fractional) epochs: linear warm-up, then a cosine (R2R, section 4.1)."""
+    if epoch < phase.warmup_epochs:
+        return phase.warmup_lr + (phase.lr - phase.warmup_lr) * epoch / phase.warmup_epochs
+    horizon = max(phase.horizon or phase.epochs, phase.epochs)
+    progress = (epoch - phase.warmup_epochs) / max(horizon - phase.warmup_epochs, 1e-9)
+    return phase.final_lr + (phase.lr - phase.final_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def build_model(config: TrainConfig, mixtures: bool) -> R2R:
+    """The model a configuration describes, with weights that follow from its seed."""
+    if config.preset not in PRESETS:
+        raise InputError(f"unknown preset {config.preset!r}; accepted: {', '.join(PRESETS)}")
+    torch.manual_seed(config.seed)
+    kind = R2R if config.eager else fast.R2R
+    try:
+        return kind(tasks=config.tasks, **{**PRESETS[config.preset], "mixtures": mixtures, **config.model})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model: {error}") from error
+
+
+class Trainer:
+    """One run in one folder: `last.ckpt` to go on from, models `last/` and `best/`, `log.csv`, TensorBoard files."""
+
+    def __init__(self, config: TrainConfig, display: Display | None = None) -> None:
+        """Check everything before any work; go on where `config.out` holds a run of the same settings."""
+        self.config = config
+        self.display = display or Silent()
+        self.out = Path(config.out)
+        self.device = pick_device(config.device)
+        self.sources = [build_source(entry, config.tasks) for entry in config.data]
+        self.mixtures = bool(config.model.get("mixtures", any(len(source.labels) > 1 for source in self.sources)))
+        self._check_sources()
+        self.held_out = [
+            evaluation_set(build_source(entry, config.tasks), len(config.tasks), self.mixtures, config.seed)
+            for entry in config.validation
+        ]
+        self.weights = LossWeights(**asdict(config.loss))
+        self.datasets = {
+            name: TrainingPairs(self.sources, phase.crop, len(config.tasks), config.seed, self.mixtures)
+            for name, phase in self._phases()
+            if phase.epochs
+        }
+        self.model = build_model(config, self.mixtures).to(self.device)
+        self.ema = self._averaged() if config.ema else None
+        self.phase, self.epoch, self.batch, self.step, self.best = "pretrain", 0, 0, 0, -math.inf
+        self.rows: list[dict[str, Any]] = []
+        self.optimiser = self._optimiser()
+        self._resume()
+
+    # -- the run --------------------------------------------------------------------------------------------------
+
+    def run(self) -> R2R:
+        """Train to the end; returns the final model (averaged weights where there are any), in eval mode."""
+        self._write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) as self.board:
+            for name, phase in self._phases():
+                if name == "pretrain" and self.phase == "finetune":
+                    continue
+                if name == "finetune" and self.phase == "pretrain":
+                    self._enter_finetuning()
+                if self.epoch < phase.epochs:
+                    self._run_phase(name, phase)
+        final = self.final_model()
+        final.save_pretrained(self.out / "last")
+        return final
+
+    def final_model(self) -> R2R:
+        """The model to use: averaged weights where there are any, the bank, and no amalgamator."""
+        model = self._shown()
+        if not model.bank.empty:
+            model.freeze_bank()
+        return model
+
+    def _run_phase(self, name: str, phase: PhaseConfig) -> None:
+        sampler = EpochSampler(
+            self.sources,
+            phase.batch_size,
+            len(self.config.tasks),
+            self.config.seed + (name == "finetune"),
+            steps=phase.steps or None,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            self.datasets[name],
+            batch_sampler=sampler,
+            num_workers=self.config.workers,
+            persistent_workers=self.config.workers > 0,
+            worker_init_fn=worker_init,
+            pin_memory=self.device.type == "cuda",
+        )
+        per_epoch = sampler.steps_per_epoch
+        if not per_epoch:
+            raise InputError(f"{name}: an epoch has fewer images than batch_size {phase.batch_size}")
+        self.display.start(name, self.epoch * per_epoch + self.batch, phase.epochs * per_epoch)
+        skipped = self.datasets[name].skipped
+        while self.epoch < phase.epochs:
+            sampler.set_position(self.epoch, self.batch)
+            self._run_epoch(name, phase, loader, per_epoch)
+            self.epoch, self.batch = self.epoch + 1, 0
+            if self.datasets[name].skipped > skipped:
+                skipped = self.datasets[name].skipped
+                self.display.say(f"{skipped} training files could not be read and were skipped")
+            self._validate(name, last=self.epoch == phase.epochs)
+            self._save()
+            if not self.model.bank.empty:
+                self._shown().save_pretrained(self.out / "last")
+
+    def _run_epoch(self, name: str, phase: PhaseConfig, loader: DataLoader[Any], per_epoch: int) -> None:
+        self.model.train()
+        stage = 0 if self.epoch < phase.epochs / 2 else 1
+        tally = Tally(self.device)
+        started, images = time.perf_counter(), 0
+        for lq, hq, labels in loader:
+            rate = learning_rate(phase, self.epoch + self.batch / per_epoch)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(1_000_003 * self.config.seed + self.step)  # for the order of the bank's slots
+            batch = [x.to(self.device, non_blocking=True) for x in (lq, hq, labels)]
+            tally.add(self._forward_backward(name, batch, stage, phase.accumulate))
+            images += len(lq)
+            self.batch += 1
+            if self.batch % phase.accumulate == 0 or self.batch == per_epoch:
+                self._update()
+            self.step += 1
+            if self.step % self.config.log_every == 0 or self.batch == per_epoch:
+                row = {**tally.take(), "lr": rate, "images_per_second": images / (time.perf_counter() - started)}
+                self._check_finite(row)
+                self._log(name, row)
+                self.display.update(self.epoch * per_epoch + self.batch, row)
+                started, images = time.perf_counter(), 0
+            if self.step % self.config.save_every == 0 and self.batch % phase.accumulate == 0:
+                self._save()
+
+    def _forward_backward(self, name: str, batch: list[Tensor], stage: int, accumulate: int) -> dict[str, Tensor]:
+        lq, hq, labels = batch
+        reference = reference_labels = None
+        if name == "pretrain":
+            half = len(lq) // 2
+            reference = (lq[half:], hq[half:], labels[half:])
+            reference_labels = labels[half:]
+            lq, hq, labels = lq[:half], hq[:half], labels[:half]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            output = self.model(lq, labels, reference=reference, stage=stage)
+        terms = restoration_loss(output, hq, labels, reference_labels, self.weights)
+        (terms["total"] / accumulate).backward()
+        with torch.no_grad():
+            error = (output.restored.float().clamp(0, 1) - hq).square().mean((1, 2, 3)).clamp(min=1e-10)
+            right = (output.scores > 0) == labels.bool() if self.mixtures else output.scores.argmax(1) == labels
+            return {
+                **{key: value.detach() for key, value in terms.items()},
+                "psnr": -10 * error.log10().mean(),
+                "accuracy": right.float().mean(),
+            }
+
+    def _update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    def _enter_finetuning(self) -> None:
+        """Freeze the bank and start with a new optimiser on what is left to train."""
+        if self.config.finetune.epochs:
+            self.model.freeze_bank()
+            if self.ema is not None:
+                self._averaged_model(self.ema).amalgamator = None
+            self.optimiser = self._optimiser()
+        self.phase, self.epoch, self.batch = "finetune", 0, 0
+
+    def _validate(self, name: str, last: bool) -> None:
+        if not self.held_out or (self.epoch % self.config.validate_every and not last):
+            return
+        result = evaluate(self._shown(), self.held_out, self.device, told=False)
+        row = {"valid_psnr": result.psnr, "valid_accuracy": result.accuracy}
+        self._log(name, row)
+        self.display.say(
+            f"{name} epoch {self.epoch}: held-out PSNR {result.psnr:.2f} dB, {result.accuracy:.0%} matched"
+        )
+        if result.psnr > self.best:
+            self.best = result.psnr
+            self._shown().save_pretrained(self.out / "best")
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _phases(self) -> list[tuple[str, PhaseConfig]]:
+        return [("pretrain", self.config.pretrain), ("finetune", self.config.finetune)]
+
+    def _optimiser(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.model.parameters(), lr=0.0, betas=(0.9, 0.999))
+
+    def _averaged(self) -> AveragedModel:
+        def average(averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
+            # short runs must not be held back by the random weights they started from
+            torch._foreach_lerp_(averaged, current, max(1 - self.config.ema, 9 / (10 + self.step)))
+
+        return AveragedModel(self.model, multi_avg_fn=average)
+
+    @staticmethod
+    def _averaged_model(ema: AveragedModel) -> R2R:
+        assert isinstance(ema.module, R2R)
+        return ema.module
+
+    def _shown(self) -> R2R:
+        """A copy of the model as it would be used: averaged weights, the current bank, eval mode."""
+        model = copy.deepcopy(self.model if self.ema is None else self._averaged_model(self.ema))
+        model.bank.load_state_dict(self.model.bank.state_dict())
+        return model.eval()
+
+    def _check_sources(self) -> None:
+        lacking = [
+            task
+            for index, task in enumerate(self.config.tasks)
+            if not any(index in source.labels for source in self.sources)
+        ]
+        if lacking:
+            raise InputError(f"no data source for the task {lacking[0]!r}")
+
+    def _check_finite(self, row: dict[str, float]) -> None:
+        if not math.isfinite(row["total"]):
+            raise InputError(
+                f"the loss is not finite at step {self.step}; {self.out / 'last.ckpt'} is from before. "
+                "Lower the learning rate or train in fp32"
+            )
+
+    # -- what is kept ---------------------------------------------------------------------------------------------
+
+    def _log(self, phase: str, row: dict[str, float]) -> None:
+        self.rows.append({"phase": phase, "epoch": self.epoch, "step": self.step, **row})
+        for key, value in row.items():
+            self.board.add_scalar(f"{'valid' if key.startswith('valid') else 'train'}/{key}", value, self.step)
+        fresh = not (self.out / "log.csv").exists()
+        with (self.out / "log.csv").open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            if fresh:
+                writer.writeheader()
+            writer.writerow({key: _short(value) for key, value in self.rows[-1].items()})
+
+    def _save(self) -> None:
+        """Write `last.ckpt` beside and rename it. A state with NaN in it is refused, the last good one stays."""
+        if not all(bool(x.isfinite().all()) for x in self.model.parameters()):
+            raise InputError(f"the weights are not finite at step {self.step}; {self.out / 'last.ckpt'} is from before")
+        state = {
+            "config": _settings(self.config),
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "position": [self.phase, self.epoch, self.batch, self.step, self.best],
+        }
+        try:
+            with atomic_path(self.out / "last.ckpt") as path:
+                torch.save(state, path)
+        except RuntimeError as error:  # how torch reports a full disk
+            raise InputError(f"cannot write {self.out / 'last.ckpt'}: {str(error).splitlines()[0]}") from error
+
+    def _resume(self) -> None:
+        checkpoint = self.out / "last.ckpt"
+        if not checkpoint.exists():
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                (self.out / "log.csv").unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot write in {self.out}: {error.strerror}") from error
+            return
+        try:
+            state = torch.load(checkpoint, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise InputError(f"{checkpoint} cannot be read: {str(error).splitlines()[0]}") from error
+        ours = _settings(self.config)
+        changed = [key for key in ours if ours[key] != state["config"].get(key)]
+        if changed:
+            key = changed[0]
+            raise InputError(
+                f"{self.out} holds a run with {key} = {state['config'].get(key)}, now it is {ours[key]}; "
+                "use another out folder or the same settings"
+            )
+        self.phase, self.epoch, self.batch, self.step, self.best = state["position"]
+        if self.phase == "finetune" and self.config.finetune.epochs:
+            self.model.amalgamator = None
+            if self.ema is not None:
+                self._averaged_model(self.ema).amalgamator = None
+            self.optimiser = self._optimiser()
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self._cut_log()
+        self.display.say(f"going on with {self.out} at {self.phase} epoch {self.epoch}, step {self.step}")
+
+    def _cut_log(self) -> None:
+        """Drop the rows of the log that the run will write again."""
+        path = self.out / "log.csv"
+        if not path.exists():
+            return
+        with path.open(newline="") as file:
+            self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.step]
+        with atomic_path(path) as beside, beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def _write_text(self, name: str, text: str) -> None:
+        with atomic_path(self.out / name) as path:
+            path.write_text(text)
+
+
+class Tally:
+    """Running means of scalars that stay on the device until they are taken."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sums: dict[str, Tensor] = {}
+        self.number = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for key, value in values.items():
+            self.sums[key] = self.sums.get(key, 0) + value
+        self.number += 1
+
+    def take(self) -> dict[str, float]:
+        means = {key: float(value) / self.number for key, value in self.sums.items()}
+        self.sums, self.number = {}, 0
+        return means
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto": a GPU where there is one. Raises InputError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    settings = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items() if key not in FREE}
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

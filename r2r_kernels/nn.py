@@ -1,0 +1,160 @@
+"""Drop-in modules over the operators: on the kernels (`r2r_kernels.functional`), or with `eager=True` on plain PyTorch
+(`r2r_kernels.reference`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from r2r_kernels import functional, reference
+from r2r_kernels.reference import Mode, NAFBlockParams
+
+Similarity = Literal["cosine", "published"]
+
+
+class OperatorModule(nn.Module):
+    """A module on the operators; `ops` is where it takes them from."""
+
+    def __init__(self, eager: bool = False) -> None:
+        super().__init__()
+        self.eager = eager
+
+    @property
+    def ops(self) -> ModuleType:
+        return reference if self.eager else functional
+
+
+class KeepsLayout(nn.Module):
+    """A module with 5-d tensors that are no volumes: `.to(memory_format=torch.channels_last)` leaves their layout alone
+    (PyTorch would refuse it)."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeepsLayout:
+        return super()._apply(lambda x: fn(x.flatten(2)).view(x.shape) if x.dim() == 5 else fn(x), recurse)
+
+
+class LayerNorm2d(OperatorModule):
+    """LayerNorm over the channels of [N, C, H, W]; the parameters of NAFNet's `LayerNorm2d`."""
+
+    def __init__(self, channels: int, eps: float = 1e-6, eager: bool = False) -> None:
+        super().__init__(eager)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.layer_norm_2d(x, self.weight, self.bias, self.eps)
+
+
+class SimpleGate(OperatorModule):
+    """First half of the channels times the second half: [N, 2C, H, W] -> [N, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.simple_gate(x)
+
+
+class NAFBlock(OperatorModule):
+    """NAFNet's block (ECCV 2022) on [N, C, H, W], with the parameter names of its checkpoints.
+
+    `beta` and `gamma` start at 0, so that a new block is the identity.
+    """
+
+    def __init__(self, channels: int, eager: bool = False) -> None:
+        super().__init__(eager)
+        self.norm1 = LayerNorm2d(channels, eager=eager)
+        self.conv1 = nn.Conv2d(channels, 2 * channels, 1)
+        self.conv2 = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
+        self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, 1))
+        self.conv3 = nn.Conv2d(channels, channels, 1)
+        self.norm2 = LayerNorm2d(channels, eager=eager)
+        self.conv4 = nn.Conv2d(channels, 2 * channels, 1)
+        self.conv5 = nn.Conv2d(channels, channels, 1)
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def params(self) -> NAFBlockParams:
+        sca: Any = self.sca[1]
+        convs: tuple[Any, ...] = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
+        conv1, conv2, conv3, conv4, conv5 = convs
+        return NAFBlockParams(
+            norm1_weight=self.norm1.weight,
+            norm1_bias=self.norm1.bias,
+            conv1_weight=conv1.weight,
+            conv1_bias=conv1.bias,
+            conv2_weight=conv2.weight,
+            conv2_bias=conv2.bias,
+            sca_weight=sca.weight,
+            sca_bias=sca.bias,
+            conv3_weight=conv3.weight,
+            conv3_bias=conv3.bias,
+            beta=self.beta,
+            norm2_weight=self.norm2.weight,
+            norm2_bias=self.norm2.bias,
+            conv4_weight=conv4.weight,
+            conv4_bias=conv4.bias,
+            conv5_weight=conv5.weight,
+            conv5_bias=conv5.bias,
+            gamma=self.gamma,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.naf_block(x, self.params(), self.norm1.eps)
+
+
+class BankRetrieval(OperatorModule):
+    """Retrieval from a bank; see `reference.bank_retrieve` for shapes and meaning.
+
+    similarity "cosine": cosine times a learnt scale, kept as its logarithm, which starts at 10 and is held below 100
+    (as CLIP's). "published": cosine / sqrt(Ck * h * w), a constant.
+    """
+
+    def __init__(self, similarity: Similarity = "cosine", mode: Mode = "hard", eager: bool = False) -> None:
+        super().__init__(eager)
+        if similarity not in ("cosine", "published"):
+            raise ValueError(f'similarity must be "cosine" or "published", got {similarity!r}')
+        self.similarity = similarity
+        self.mode = mode
+        if similarity == "cosine":
+            self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def scale(self, query: Tensor) -> Tensor | float:
+        if self.similarity == "published":
+            return 1 / math.sqrt(query[0].numel() if len(query) else 1)
+        return self.log_scale.clamp(max=math.log(100.0)).exp()
+
+    def forward(
+        self, query: Tensor, keys: Tensor, values: Tensor, counts: Tensor, task: Tensor | int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.ops.bank_retrieve(query, keys, values, counts, self.scale(query), task, self.mode)
+
+
+class SlotConv3d(KeepsLayout, OperatorModule):
+    """Depthwise (k, 3, 3) convolution along the slots: [T, S, C, h, w] -> [T, S - k + 1, C, h, w]."""
+
+    def __init__(self, tasks: int, channels: int, kernel: int, eager: bool = False) -> None:
+        super().__init__(eager)
+        bound = 1 / math.sqrt(9 * kernel)
+        self.weight = nn.Parameter(torch.empty(tasks, channels, kernel, 3, 3).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(tasks, channels).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.slot_conv(x, self.weight, self.bias)
+
+
+class GatedConv2d(OperatorModule):
+    """Gated fusion of features and prior, both [N, C, H, W]; see `reference.gated_conv`."""
+
+    def __init__(self, channels: int, kernel: int = 1, eager: bool = False) -> None:
+        super().__init__(eager)
+        if kernel not in (1, 3):
+            raise ValueError(f"kernel must be 1 or 3, got {kernel}")
+        bound = 1 / math.sqrt(2 * kernel * kernel)
+        self.weight = nn.Parameter(torch.empty(channels, 2, kernel, kernel).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, prior: Tensor) -> Tensor:
+        return self.ops.gated_conv(x, prior, self.weight, self.bias)

@@ -1,0 +1,238 @@
+"""Training: the loss falls, both phases run, an interrupted run ends as if it had not been, bad settings are named."""
+
+from __future__ import annotations
+
+import csv
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from skimage import data
+
+from r2r import R2R, InputError
+from r2r.config import PhaseConfig, TrainConfig, load_config
+from r2r.data.images import write_rgb
+from r2r.training import Silent, Trainer, learning_rate
+from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for name, photo in (("astronaut", data.astronaut()), ("coffee", data.coffee())):
+        write_rgb(folder / f"{name}.png", photo[:128, :160].astype("float32") / 255)
+    return folder
+
+
+def configuration(photos: Path, out: Path, **changes: Any) -> TrainConfig:
+    sources = [{"task": task, "clean": str(photos)} for task in ("denoise", "lowlight")]
+    config = TrainConfig(
+        out=str(out),
+        tasks=["denoise", "lowlight"],
+        data=sources,
+        validation=[{"task": "denoise", "clean": str(photos), "sigma": 25}],
+        preset="tiny",
+        model=dict(TINY),
+        pretrain=PhaseConfig(epochs=2, steps=3, crop=32, batch_size=8, lr=1e-3, warmup_epochs=0.5),
+        finetune=PhaseConfig(epochs=1, steps=2, crop=48, batch_size=4, lr=1e-4),
+        clip_norm=0.5,
+        workers=0,
+        log_every=1,
+        save_every=2,
+        device="cpu",
+    )
+    return replace(config, **changes)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(Silent):
+    """A display that ends the run after a number of updates."""
+
+    def __init__(self, updates: int) -> None:
+        self.left = updates
+
+    def update(self, done: int, row: dict[str, float]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+def weights(model: R2R) -> dict[str, torch.Tensor]:
+    return model.state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def log(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)]
+
+
+def test_both_phases_leave_a_model_that_restores(photos: Path, tmp_path: Path) -> None:
+    model = Trainer(configuration(photos, tmp_path / "run")).run()
+    assert model.amalgamator is None
+    assert model.bank.counts.tolist() == [9, 9]
+    for name in ("last", "best"):
+        again = R2R.from_pretrained(tmp_path / "run" / name)
+        assert again(torch.rand(1, 3, 20, 20)).isfinite().all()
+    assert same(weights(R2R.from_pretrained(tmp_path / "run" / "last")), weights(model))
+    rows = log(tmp_path / "run")
+    assert [row["phase"] for row in rows] == ["pretrain"] * 3 + ["pretrain"] * 4 + ["pretrain"] + ["finetune"] * 3
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("updates", [1, 3, 5, 7])
+def test_a_killed_run_goes_on_bit_for_bit(photos: Path, tmp_path: Path, updates: int) -> None:
+    whole = Trainer(configuration(photos, tmp_path / "whole")).run()
+    config = configuration(photos, tmp_path / "killed")
+    with pytest.raises(Killed):
+        Trainer(config, KillAt(updates)).run()
+    torch.rand(7)  # other random numbers were drawn in between
+    assert same(weights(Trainer(config).run()), weights(whole))
+    assert log(tmp_path / "killed") == log(tmp_path / "whole")
+
+
+def test_a_process_killed_without_warning_goes_on(photos: Path, tmp_path: Path) -> None:
+    config = configuration(photos, tmp_path / "whole", workers=1, validation=[])
+    whole = Trainer(config).run()
+    script = (
+        "import sys; from tests.r2r.test_training import configuration; from r2r.training import Trainer; from pathlib "
+        "import Path; Trainer(configuration(Path(sys.argv[1]), Path(sys.argv[2]), workers=1, validation=[])).run()"
+    )
+    command = [sys.executable, "-c", script, str(photos), str(tmp_path / "killed")]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    checkpoint = tmp_path / "killed" / "last.ckpt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert checkpoint.exists()
+    assert same(weights(Trainer(replace(config, out=str(tmp_path / "killed"))).run()), weights(whole))
+
+
+def test_loss_falls(photos: Path, tmp_path: Path) -> None:
+    pretrain = PhaseConfig(epochs=2, steps=30, crop=32, batch_size=8, lr=3e-3)
+    config = configuration(
+        photos, tmp_path, pretrain=pretrain, finetune=PhaseConfig(), validation=[], log_every=10, ema=0.9
+    )
+    Trainer(config).run()
+    losses = [float(row["total"]) for row in log(tmp_path)]
+    assert min(losses[-2:]) < 0.9 * losses[0]
+
+
+def test_accumulation_takes_fewer_updates(photos: Path, tmp_path: Path) -> None:
+    phase = PhaseConfig(epochs=1, steps=4, crop=32, batch_size=4, accumulate=4)
+    config = configuration(photos, tmp_path, pretrain=phase, finetune=PhaseConfig(), validation=[])
+    trainer = Trainer(config)
+    trainer.run()
+    steps = {int(state["step"]) for state in trainer.optimiser.state.values()}
+    assert steps == {1}
+
+
+def test_bf16_trains(photos: Path, tmp_path: Path) -> None:
+    model = Trainer(configuration(photos, tmp_path, precision="bf16", validation=[])).run()
+    assert all(x.isfinite().all() for x in model.state_dict().values())
+
+
+def test_mixtures_train(photos: Path, tmp_path: Path) -> None:
+    sources = [
+        {"task": "denoise", "clean": str(photos)},
+        {"task": ["lowlight", "denoise"], "clean": str(photos), "degradation": "lowlight+noise"},
+    ]
+    model = Trainer(configuration(photos, tmp_path, data=sources)).run()
+    assert model.mixtures
+    assert model.restore(torch.rand(1, 3, 16, 16)).task.dtype == torch.bool
+
+
+def test_learning_rate_follows_the_paper() -> None:
+    phase = TrainConfig().pretrain
+    assert learning_rate(phase, 0) == pytest.approx(1e-7)
+    assert learning_rate(phase, 15) == pytest.approx(2e-4)
+    assert learning_rate(phase, 15 + 255 / 2) == pytest.approx(1e-4)
+    assert learning_rate(phase, 240) == pytest.approx(1e-4 * (1 + math.cos(math.pi * 225 / 255)))
+    phase = TrainConfig().finetune
+    assert learning_rate(phase, 0) == pytest.approx(1e-6)
+    assert learning_rate(phase, 30) == pytest.approx(1e-8)
+
+
+def test_other_settings_in_the_same_folder_are_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        Trainer(configuration(photos, tmp_path), KillAt(3)).run()
+    Trainer(configuration(photos, tmp_path, workers=1, log_every=5))  # these may change
+    with pytest.raises(InputError, match=r"holds a run with clip_norm = 0\.5, now it is 1\.0"):
+        Trainer(configuration(photos, tmp_path, clip_norm=1.0))
+    (tmp_path / "last.ckpt").write_bytes(b"cut short")
+    with pytest.raises(InputError, match=r"last\.ckpt cannot be read"):
+        Trainer(configuration(photos, tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(photos: Path, tmp_path: Path) -> None:
+    trainer = Trainer(configuration(photos, tmp_path, validation=[]), KillAt(3))
+    with pytest.raises(Killed):
+        trainer.run()
+    before = (tmp_path / "last.ckpt").read_bytes()
+    trainer = Trainer(configuration(photos, tmp_path, validation=[]))
+    with torch.no_grad():
+        trainer.model.ending.bias.fill_(torch.nan)  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="not finite at step 3"):
+        trainer.run()
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (lambda p: {"data": [{"task": "denoise", "clean": str(p)}]}, "no data source for the task 'lowlight'"),
+        (lambda p: {"data": [{"task": "snow", "clean": str(p)}]}, "unknown task 'snow'"),
+        (lambda p: {"data": [{"task": "denoise", "clean": str(p), "sigm": 3}]}, "unknown key 'sigm'"),
+        (lambda p: {"preset": "huge"}, "unknown preset 'huge'; accepted: base, small, tiny"),
+        (lambda p: {"model": {"widht": 4}}, "model: .*widht"),
+        (lambda p: {"device": "cuda:7"}, "device 'cuda:7' cannot be used"),
+        (lambda p: {"pretrain": PhaseConfig(epochs=1, steps=1, crop=512, batch_size=4)}, "smaller than the crop"),
+        (lambda p: {"pretrain": PhaseConfig(epochs=1, steps=1, crop=32, batch_size=2)}, "batch size 2"),
+    ],
+)
+def test_bad_settings_are_named(
+    photos: Path, tmp_path: Path, changes: Callable[[Path], dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Trainer(configuration(photos, tmp_path, **changes(photos))).run()
+
+
+def test_configuration_files_and_overrides(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"tasks: [denoise]\ndata:\n  - {{task: denoise, clean: {photos.name}}}\npretrain: {{epochs: 3}}\n")
+    config = load_config(path, ["pretrain.lr=0.001", "model.capacity=10"])
+    assert config.pretrain.epochs == 3
+    assert config.pretrain.lr == 0.001
+    assert config.pretrain.batch_size == 64
+    assert config.model == {"capacity": 10}
+    assert config.data == [{"task": "denoise", "clean": str(tmp_path / photos.name)}]
+    for override, message in (
+        ("epochs=3", "epochs"),
+        ("pretrain.epochs=many", "many"),
+        ("pretrain.crop=0", "pretrain.crop must be 1 or more"),
+        ("precision=fp8", "precision must be fp32 or bf16"),
+        ("tasks=[]", "tasks is empty"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            load_config(path, [override])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="does not exist"):
+        load_config(tmp_path / "other.yaml")
+    path.write_text("tasks: [")
+    with pytest.raises(InputError, match=r"run\.yaml"):
+        load_config(path)
