@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -107,6 +108,7 @@ class Amalgamator(nn.Module):
         """Degraded and clean images [N, 3, H, W] and labels (indices [N] or a mask [N, T]) -> keys
         [T, S, Ck, h, w], values [T, S, Cv, h, w], which tasks are present (bool [T]), logits [N, T].
 
+        Several ranks (torch.distributed), each with as many pairs, build one bank from the pairs of all.
         Stage 0 fills the M slots of a task with its samples; stage 1 with the slots the bank holds, detached, and then
         samples. A task without samples keeps what the bank holds.
         """
@@ -119,6 +121,7 @@ class Amalgamator(nn.Module):
         size = (bank.size, bank.size)
         key, value = (F.adaptive_avg_pool2d(project(deep), size) for project in (self.key, self.value))
         member = labels.bool() if labels.dim() == 2 else F.one_hot(labels, len(bank.tasks)).bool()
+        key, value, member = _gather(key), _gather(value), _gather(member)
         present = member.any(0)
         order = self._slot_order(len(bank.tasks), lq.device)
         keys = self.key_slots(_fill(key, bank.keys, member, bank.counts, self.capacity, stage, order), present)
@@ -129,10 +132,36 @@ class Amalgamator(nn.Module):
         return keys, values, present, logits
 
     def _slot_order(self, tasks: int, device: torch.device) -> Tensor:
-        """[T, M]: a random order of each task's slots, the same for keys and values."""
-        if self.shuffle:
-            return torch.rand(tasks, self.capacity, device=device).argsort(1)
-        return torch.arange(self.capacity, device=device).expand(tasks, -1)
+        """[T, M]: a random order of each task's slots, the same for keys and values and on all ranks."""
+        if not self.shuffle:
+            return torch.arange(self.capacity, device=device).expand(tasks, -1)
+        order = torch.rand(tasks, self.capacity, device=device).argsort(1)
+        if _several_ranks():
+            dist.broadcast(order, src=0)
+        return order
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _gather(x: Tensor) -> Tensor:
+    """The rows of all ranks, so that they build one bank and share its BatchNorm statistics; gradients flow back."""
+    return _Gather.apply(x) if _several_ranks() else x
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def _fill(

@@ -25,7 +25,6 @@ from r2r.errors import InputError
 from r2r.metrics import MAX_PSNR, SSIM_WINDOW, centre_crop, psnr, ssim
 from r2r.model import R2R
 
-
 _STYLE: dict[str, Any] = {"box": SIMPLE, "collapse_padding": True}  # fits into 80 columns
 
 

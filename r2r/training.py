@@ -136,6 +136,7 @@ class Trainer:
             len(self.config.tasks),
             self.config.seed + (name == "finetune"),
             steps=phase.steps or None,
+            bank=name == "pretrain",
         )
         loader: DataLoader[Any] = DataLoader(
             self.datasets[name],

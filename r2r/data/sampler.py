@@ -14,14 +14,14 @@ from r2r.errors import InputError
 class EpochSampler(Sampler[list[Key]]):
     """Batches of keys (`batch_sampler` of a DataLoader) from any place of any epoch, the same ones every time.
 
-    The first batch_size // 2 samples of a batch are restored, the others build the bank, so every task comes at least
-    once among those: where one is missing, a sample that is not the only one of its task makes way for it.
+    With `bank`, the first batch_size // 2 samples of a batch are restored and the others build the bank, so every task
+    comes at least once among those: where one is missing, a sample that is not the only one of its task makes way.
 
     An epoch shows each pair of each source `repeat` times in an order of its own and drops what does not fill a batch.
     With `steps` it is that many batches instead, with equal chances for each task (each set of labels, for mixtures).
     Iteration starts at the position last set and goes to the end of that epoch; it does not move the position.
-    Raises InputError for a batch too small to hold every task in its second half, a task without photos, and sources
-    that do not fill one batch.
+    Raises InputError, with `bank`, for a batch too small to hold every task in its second half, and for a task without
+    photos; always for sources that do not fill one batch.
     """
 
     def __init__(
@@ -32,15 +32,16 @@ class EpochSampler(Sampler[list[Key]]):
         seed: int = 0,
         epoch: int = 0,
         steps: int | None = None,
+        bank: bool = True,
     ) -> None:
         reference = batch_size - batch_size // 2
-        if reference < num_tasks:
+        if bank and reference < num_tasks:
             raise InputError(
                 f"batch size {batch_size}: its second half, which builds the bank, is {reference} samples for "
                 f"{num_tasks} tasks; accepted: {2 * num_tasks - 1} or more"
             )
         missing = set(range(num_tasks)) - {label for source in sources for label in source.labels}
-        if missing:
+        if bank and missing:
             raise InputError(f"tasks {sorted(missing)} have no photos; accepted: at least one source for each task")
         if seed < 0 or (steps is not None and steps < 1):
             raise InputError(f"seed {seed}, steps {steps}; accepted: a seed of 0 or more, at least 1 step")
@@ -49,6 +50,7 @@ class EpochSampler(Sampler[list[Key]]):
         self.num_tasks = num_tasks
         self.seed = seed
         self.steps = steps
+        self.bank = bank
         self._sizes = np.array([len(source.pairs) for source in self.sources])
         self._shown = self._sizes * [source.repeat for source in self.sources]
         self._chances = self._balanced_chances()
@@ -81,7 +83,8 @@ class EpochSampler(Sampler[list[Key]]):
                 samples = self._draw(self._chances, self.batch_size, rng)
             else:
                 samples = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            samples = self._complete(samples, rng)
+            if self.bank:
+                samples = self._complete(samples, rng)
             draws = rng.integers(2**63, size=self.batch_size, dtype=np.uint64)
             yield [(int(source), int(pair), int(draw)) for (source, pair), draw in zip(samples, draws, strict=True)]
 

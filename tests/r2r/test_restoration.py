@@ -52,7 +52,10 @@ def test_a_told_task_takes_part(tiny_model: R2R) -> None:
 
 def test_tiles_show_no_seams_and_share_one_query(tiny_model: R2R) -> None:
     whole = restore_photo(tiny_model, PHOTO)
+    matched: list[torch.Size] = []
+    tiny_model.retrieval.register_forward_hook(lambda module, given, made: matched.append(given[0].shape))
     tiled = restore_photo(tiny_model, PHOTO, memory=memory_for(192))
+    assert len(matched) == 1
     assert whole.tiles == 1
     assert tiled.tiles == 9
     change = np.abs(whole.pixels - PHOTO).mean()
@@ -188,6 +191,8 @@ def test_an_interrupted_run_leaves_a_true_report_and_no_half_file(tiny_model: R2
     restore_files(tiny_model, [photos], out)  # whose report must not outlive the next run
 
     def interrupt(*_: object) -> None:
+        killed_now = json.loads((out / REPORT).read_text())
+        assert killed_now == {"files": [], "complete": False}
         raise KeyboardInterrupt
 
     for name in ("a.png", "b.png", "c.png"):

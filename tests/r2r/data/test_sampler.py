@@ -115,3 +115,11 @@ def test_what_cannot_be_sampled() -> None:
     sampler = EpochSampler(SOURCES, 8, 3)
     with pytest.raises(InputError, match="accepted: batches 0 to 5"):
         sampler.set_position(0, 6)
+
+
+def test_without_a_bank_a_batch_may_lack_tasks() -> None:
+    sources = [source((task,), 3) for task in range(4)]
+    (batch,) = EpochSampler(sources, 2, num_tasks=4, steps=1, bank=False)
+    assert len(batch) == 2
+    with pytest.raises(InputError, match="batch size 2"):
+        EpochSampler(sources, 2, num_tasks=4, steps=1)
