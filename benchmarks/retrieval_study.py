@@ -77,6 +77,25 @@ class TaskMean(BankRetrieval):
         return torch.einsum("nt,tchw->nchw", task_mask(scores, task, "hard").to(values), values.mean(1)), scores
 
 
+class OwnChoice(BankRetrieval):
+    """In training, half of the samples follow the model's own choice, so that the decoder meets wrong ones too."""
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor, counts: Tensor, task: Any = None) -> Any:
+        if self.training:
+            with torch.no_grad():
+                own = super().forward(query, keys, values, counts)[1].argmax(1)
+            task = torch.where(torch.rand(len(task)) < 0.5, own, task)
+        return super().forward(query, keys, values, counts, task)
+
+
+class Soft(BankRetrieval):
+    """No choice at all: the softmax runs over the slots of all tasks, in training and after."""
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor, counts: Tensor, task: Any = None) -> Any:
+        self.mode = "soft"
+        return super().forward(query, keys, values, counts, None if self.training else task)
+
+
 class Embeddings(BankRetrieval):
     """Control: a linear classifier of the query and one learnt embedding a task instead of a bank."""
 
@@ -105,8 +124,8 @@ def mix(similarity: Tensor, values: Tensor, task: Any) -> tuple[Tensor, Tensor]:
     return torch.einsum("nm,mchw->nchw", weights, values.flatten(0, 1)), scores
 
 
-VARIANTS = ("cosine", "published", "dot", "centred", "pooled", "positions", "contrastive", "task-mean", "embeddings",
-            "no-bank")  # fmt: skip
+VARIANTS = ("cosine", "published", "dot", "centred", "pooled", "positions", "contrastive", "own-choice", "soft",
+            "task-mean", "embeddings", "no-bank")  # fmt: skip
 
 
 def build(variant: str, seed: int, size: int) -> R2R:
@@ -114,7 +133,7 @@ def build(variant: str, seed: int, size: int) -> R2R:
     similarity = "published" if variant == "published" else "cosine"
     model = R2R(tasks=TASKS, **{**PRESETS["tiny"], "bank_size": size // 16, "similarity": similarity})
     kinds = {"dot": Dot, "centred": Centred, "pooled": Pooled, "positions": Positions, "task-mean": TaskMean,
-             "no-bank": NoBank}  # fmt: skip
+             "own-choice": OwnChoice, "soft": Soft, "no-bank": NoBank}  # fmt: skip
     if variant in kinds:
         model.retrieval = kinds[variant]()
     if variant == "embeddings":

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,8 +66,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     capacity: slots M a task, M >= 5, of which M - M//5 + 1 are left in the bank. bank_size: height and width of a slot,
     the training crop over 2^levels. similarity: "cosine" (with a learnt scale) or "published" (see `BankRetrieval`).
     residual: what the amalgamator sees of it, "mean" or "full". mixtures: images may carry several degradations;
-    labels are then masks [N, T], and every task that scores above 0 takes part. gate_kernel: 1 or 3. amalgamator: False
-    leaves it out; such a model restores, and trains on a fixed bank.
+    labels are then masks [N, T], and every task that scores above 0 takes part. matching: without mixtures, blind, the
+    best task's slots are mixed ("hard") or those of all tasks ("soft"). gate_kernel: 1 or 3. amalgamator: False leaves it
+    out; such a model restores, and trains on a fixed bank.
     """
 
     eager = True
@@ -85,6 +86,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         similarity: Similarity = "cosine",
         residual: Residual = "mean",
         mixtures: bool = False,
+        matching: Literal["hard", "soft"] = "hard",
         gate_kernel: int = 1,
         amalgamator: bool = True,
     ) -> None:
@@ -96,6 +98,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
                 "encoder_blocks, decoder_blocks and memory_blocks must name the same number of levels, 2 or more; got "
                 f"{len(encoder_blocks)}, {len(decoder_blocks)} and {len(memory_blocks)}"
             )
+        if matching not in ("hard", "soft"):
+            raise ValueError(f'matching must be "hard" or "soft", got {matching!r}; mixtures choose by themselves')
         if capacity < 5:
             raise ValueError(f"capacity must be 5 or more, got {capacity}")
         eager = self.eager
@@ -109,7 +113,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         self.query_key = nn.Conv2d(deepest, key_channels, 3, padding=1)
         self.query_value = nn.Conv2d(deepest, deepest, 3, padding=1)
         self.bank = DegradationBank(tasks, capacity - capacity // 5 + 1, key_channels, deepest, bank_size)
-        self.retrieval = BankRetrieval(similarity, "multi" if mixtures else "hard", eager)
+        self.retrieval = BankRetrieval(similarity, "multi" if mixtures else matching, eager)
         self.fusion = GatedConv2d(deepest, gate_kernel, eager)
         self.decoder = Decoder(width, decoder_blocks, eager)
         self.ending = nn.Conv2d(width, 3, 3, padding=1)
@@ -129,6 +133,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             "similarity": similarity,
             "residual": residual,
             "mixtures": mixtures,
+            "matching": matching,
             "gate_kernel": gate_kernel,
         }
 
@@ -169,8 +174,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         told = self._told(task, len(query), query.device)
         pooled = F.adaptive_avg_pool2d(query, (self.bank.size, self.bank.size))
         readout, scores = self.retrieval(pooled, self.bank.keys, self.bank.values, self.bank.counts, told)
-        chosen = reference.task_mask(scores, told, self.retrieval.mode)
-        return Match(readout, chosen if self.mixtures else chosen.int().argmax(1), scores)
+        if self.mixtures:
+            return Match(readout, reference.task_mask(scores, told, "multi"), scores)
+        return Match(readout, scores.argmax(1) if told is None else told, scores)
 
     def decode(self, lq: Tensor, features: Features, value: Tensor, readout: Tensor) -> Tensor:
         """Fuse D_V with the readout (at the bank's or at D_V's resolution) and restore: -> [N, 3, H, W]."""
@@ -259,8 +265,13 @@ class R2R(nn.Module, PyTorchModelHubMixin):
 
     def _told(self, task: Task, number: int, device: torch.device) -> Tensor | None:
         """Names and indices as a tensor: int64 [N], or bool [N, T] for mixtures; None stays blind."""
-        if task is None or isinstance(task, Tensor):
-            return task
+        if task is None:
+            return None
+        if isinstance(task, Tensor):
+            wanted = ([number, len(self.tasks)],) if task.dtype == torch.bool else ([number], [])
+            if task.is_floating_point() or [*task.shape] not in wanted or (task.dtype == torch.bool) > self.mixtures:
+                raise InputError(f"a task tensor must be int64 [{number}], or for mixtures bool [{number}, tasks]")
+            return task if task.dtype == torch.bool else task.expand(number)
         given = [task] if isinstance(task, str | int) else list(task)
         for one in given:
             if one not in self.tasks and not (isinstance(one, int) and 0 <= one < len(self.tasks)):

@@ -99,6 +99,16 @@ def test_mixtures_let_several_tasks_take_part() -> None:
     assert one.task.tolist() == [[False, True, False]] * 4
 
 
+def test_soft_matching_mixes_all_tasks_and_names_the_best(tiny_model: R2R) -> None:
+    soft = R2R(tasks=TASKS, matching="soft", **TINY).eval()
+    soft.load_state_dict(tiny_model.state_dict())
+    lq = torch.rand(2, 3, 32, 32)
+    result = soft.restore(lq)
+    assert torch.equal(result.task, result.scores.argmax(1))
+    assert not torch.allclose(result.image, tiny_model.restore(lq, result.task).image)
+    torch.testing.assert_close(soft.restore(lq, "derain").image, tiny_model.restore(lq, "derain").image)
+
+
 def test_stage_0_builds_the_bank_anew_and_stage_1_goes_on() -> None:
     torch.manual_seed(0)
     model = R2R(tasks=TASKS, **TINY)
@@ -226,6 +236,9 @@ def test_other_bad_input_is_named(tiny_model: R2R) -> None:
         tiny_model.restore(lq, 3)
     with pytest.raises(InputError, match="or 2 of them, got 3"):
         tiny_model.restore(lq, [0, 1, 2])
+    for wrong_task in (torch.tensor([0]), torch.tensor([0.0, 1.0]), torch.ones(2, 3, dtype=torch.bool)):
+        with pytest.raises(InputError, match=r"a task tensor must be int64 \[2\]"):
+            tiny_model.restore(lq, wrong_task)
     with pytest.raises(ValueError, match="told tasks must be 0 to 2"):
         tiny_model.restore(lq, torch.tensor([0, 5]))
     with pytest.raises(ValueError, match=r"labels must be \[2\]"):
@@ -239,6 +252,7 @@ def test_other_bad_input_is_named(tiny_model: R2R) -> None:
         ({"tasks": TASKS, "encoder_blocks": (1, 1)}, "levels"),
         ({"tasks": TASKS, "similarity": "euclid"}, "similarity"),
         ({"tasks": TASKS, "residual": "none"}, "residual"),
+        ({"tasks": TASKS, "matching": "multi"}, "matching"),
         ({"tasks": TASKS, "gate_kernel": 2}, "kernel must be 1 or 3"),
     ):
         with pytest.raises(ValueError, match=message):
