@@ -1,5 +1,196 @@
-"""Builds the distribution; everything that does not need code is in pyproject.toml."""
+"""Builds `r2r_kernels._C` from csrc/ with ninja; everything else is in pyproject.toml.
 
-from setuptools import setup
+The extension uses PyTorch's stable C++ interface: it is compiled against the headers of the PyTorch of this environment
+(also under pip's build isolation, without importing it) and loads with every torch >= 2.10. Without PyTorch, a compiler
+or success the install is pure Python, and `r2r_kernels/_C_missing.txt` says why. CXX, NVCC, TORCH_CUDA_ARCH_LIST and
+MAX_JOBS are honoured.
+"""
 
-setup()
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+CSRC = ROOT / "csrc"
+SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in CSRC.glob("*.c*") if p.suffix in (".cpp", ".cu"))
+HEADERS = sorted(p.relative_to(ROOT).as_posix() for p in CSRC.glob("*.h"))
+
+# Link order matters: of code that is not specific to an instruction set, the first copy is kept.
+INSTRUCTION_SETS = {"baseline": ""}
+if platform.machine() in ("x86_64", "AMD64"):
+    INSTRUCTION_SETS["avx2"] = "-mavx2 -mfma"
+    INSTRUCTION_SETS["avx512"] = "-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
+FLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi"
+TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable interface of torch 2.10
+CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+JOB_BYTES = 2 << 30  # memory that one compiler may take
+
+
+class BuildError(Exception):
+    """Why there will be no extension, in one line."""
+
+
+def find_torch() -> tuple[Path, str]:
+    """Folder and version of the PyTorch of this environment. pip's build isolation hides it from imports only."""
+    spec = importlib.util.find_spec("torch")
+    folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
+    folders += [Path(sysconfig.get_path(name)) / "torch" for name in ("platlib", "purelib")]
+    for folder in folders:
+        if (folder / "include/torch/csrc/stable/library.h").exists():
+            found = re.search(r"__version__ = '([^']+)'", (folder / "version.py").read_text())
+            return folder, found.group(1) if found else "unknown"
+    raise BuildError(
+        "PyTorch >= 2.10 was not installed where the package was built; install it, then this package again"
+    )
+
+
+def find_compiler() -> str:
+    for name in (os.environ.get("CXX"), "c++", "g++"):
+        if name and (path := shutil.which(name)):
+            return path
+    raise BuildError("no C++ compiler was found (set CXX)")
+
+
+def find_nvcc() -> Path | None:
+    path = os.environ.get("NVCC") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not os.access(path, os.X_OK):
+        return None
+    # What is on the path may be a script elsewhere: ask nvcc where it lives.
+    shown = subprocess.run([path, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
+    top = re.search(r"TOP=(\S+)", shown)
+    return Path(top.group(1)) if top else None
+
+
+def cuda_flags(architectures: str) -> str:
+    """Code generation flags for a list such as "8.0;9.0+PTX"."""
+    flags = []
+    for item in re.split(r"[;, ]+", architectures.strip()):
+        number, *suffix = item.removesuffix("+PTX").partition(".")
+        number += suffix[-1]
+        flags.append(f"-gencode arch=compute_{number},code=sm_{number}")
+        if item.endswith("+PTX"):
+            flags.append(f"-gencode arch=compute_{number},code=compute_{number}")
+    return " ".join(flags)
+
+
+def jobs() -> int:
+    if limit := os.environ.get("MAX_JOBS"):
+        return max(1, int(limit))
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        memory = JOB_BYTES
+    return max(1, min(processors, memory // JOB_BYTES))
+
+
+def in_command(path: str | Path) -> str:
+    """A path as the shell takes it, in a command of a ninja file."""
+    return shlex.quote(str(path)).replace("$", "$$")
+
+
+def in_build(path: str | Path) -> str:
+    """A path as ninja takes it among inputs and outputs; it quotes $in and $out itself."""
+    return str(path).replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+
+
+def compile_extension(output: Path, work: Path) -> None:
+    """Write the ninja file, run it, and leave the extension at `output`."""
+    import pybind11  # a build requirement: not there when setup.py is only read
+
+    torch, version = find_torch()
+    compiler = find_compiler()
+    ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
+    if ninja is None:
+        raise BuildError("ninja was not found")
+    cuda_sources = [source for source in SOURCES if source.endswith(".cu")]
+    cuda = find_nvcc() if cuda_sources else None
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES if cuda else ""
+
+    shown = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
+    facts = {
+        "COMPILER": (shown or [compiler])[0],
+        "FLAGS": FLAGS,
+        "TORCH": version,
+        "CUDA_ARCHITECTURES": architectures,
+    }
+    includes: list[str | Path] = [torch / "include", sysconfig.get_path("include"), pybind11.get_include()]
+    common = " ".join([TARGET, *(f"-isystem {in_command(folder)}" for folder in includes)])
+    lines = [
+        f"cxx = {in_command(compiler)}",
+        f"rule cxx\n  command = $cxx -MMD -MF $out.d {FLAGS} $flags {common} -c $in -o $out\n  depfile = $out.d",
+        f"rule link\n  command = $cxx -shared $in -o $out -L{in_command(torch / 'lib')} -ltorch_cpu $libraries",
+    ]
+    libraries = ""
+    if cuda:
+        nvcc = (
+            f"{in_command(cuda / 'bin/nvcc')} -ccbin $cxx -std=c++20 -O3 -Xcompiler -fPIC {cuda_flags(architectures)}"
+        )
+        lines.append(
+            f"rule nvcc\n  command = {nvcc} -MD -MF $out.d {common} -DUSE_CUDA -c $in -o $out\n  depfile = $out.d"
+        )
+        libraries = f"-L{in_command(cuda / 'lib64')} -lcudart_static -ldl -lrt -lpthread"
+
+    objects: list[str] = []
+    for source in (s for s in SOURCES if s.endswith(".cpp") or cuda):
+        name, rule = Path(source).stem, "nvcc" if source.endswith(".cu") else "cxx"
+        variants = {f"{name}.o": ""}
+        if name == "kernels":
+            variants = {f"{name}_{isa}.o": f"-DR2R_ISA={isa} {flags}" for isa, flags in INSTRUCTION_SETS.items()}
+        elif name == "registration":
+            variants[f"{name}.o"] = " ".join(f"-DR2R_{key}='\"{value}\"'" for key, value in facts.items())
+        for target, flags in variants.items():
+            lines.append(f"build {target}: {rule} {in_build((ROOT / source).resolve())}\n  flags = {flags}")
+        objects += variants
+    lines.append(f"build {in_build(output.name)}: link {' '.join(objects)}\n  libraries = {libraries}")
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "build.ninja").write_text("\n".join(lines) + "\n")
+
+    done = subprocess.run([ninja, "-C", str(work), "-j", str(jobs())], capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
+        errors = [line for line in done.stdout.splitlines() if "error" in line.lower()]
+        raise BuildError(f"compiling it failed: {(errors or ['see the build log'])[0].strip()}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(work / output.name, output)
+
+
+class BuildExtension(build_ext):
+    """Compiles the one extension, or says in the package why there is none."""
+
+    def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        folders = [Path(self.build_lib, "r2r_kernels"), output.parent]
+        if self.inplace:
+            folders.append(ROOT / "r2r_kernels")
+        else:
+            shutil.copytree(CSRC, Path(self.build_lib, "r2r_kernels/csrc"), dirs_exist_ok=True)
+        for folder in folders:  # nothing of an earlier build may speak for this one
+            (folder / "_C_missing.txt").unlink(missing_ok=True)
+            (folder / output.name).unlink(missing_ok=True)
+        try:
+            compile_extension(output, Path(self.build_temp).resolve() / "ninja")
+        except (BuildError, ImportError, OSError) as error:
+            print(f"r2r_kernels: no native operators: {error}", file=sys.stderr)
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "_C_missing.txt").write_text(f"{error}\n")
+
+
+setup(
+    ext_modules=[Extension("r2r_kernels._C", SOURCES, depends=HEADERS, optional=True)],
+    cmdclass={"build_ext": BuildExtension},
+    package_data={"r2r_kernels": ["_C_missing.txt", "configs/*"]},
+)

@@ -60,10 +60,11 @@ class SimpleGate(OperatorModule):
 class NAFBlock(OperatorModule):
     """NAFNet's block (ECCV 2022) on [N, C, H, W], with the parameter names of its checkpoints.
 
-    `beta` and `gamma` start at 0, so that a new block is the identity.
+    `beta` and `gamma` start at 0, so that a new block is the identity. dropout, where not 0, is applied to both
+    branches in training, which then runs unfused.
     """
 
-    def __init__(self, channels: int, eager: bool = False) -> None:
+    def __init__(self, channels: int, eager: bool = False, dropout: float = 0.0) -> None:
         super().__init__(eager)
         self.norm1 = LayerNorm2d(channels, eager=eager)
         self.conv1 = nn.Conv2d(channels, 2 * channels, 1)
@@ -73,6 +74,8 @@ class NAFBlock(OperatorModule):
         self.norm2 = LayerNorm2d(channels, eager=eager)
         self.conv4 = nn.Conv2d(channels, 2 * channels, 1)
         self.conv5 = nn.Conv2d(channels, channels, 1)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
@@ -102,7 +105,14 @@ class NAFBlock(OperatorModule):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.dropout1.p > 0:
+            return self._with_dropout(x)
         return self.ops.naf_block(x, self.params(), self.norm1.eps)
+
+    def _with_dropout(self, x: Tensor) -> Tensor:
+        gated, mean = self.ops.depthwise_gate(self.conv1(self.norm1(x)), self.conv2.weight, self.conv2.bias)
+        y = x + self.dropout1(self.conv3(gated * self.sca[1](mean))) * self.beta
+        return y + self.dropout2(self.conv5(self.ops.simple_gate(self.conv4(self.norm2(y))))) * self.gamma
 
 
 class BankRetrieval(OperatorModule):

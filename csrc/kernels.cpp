@@ -1,0 +1,39 @@
+// The kernels of one instruction set. The build compiles this file once for each, R2R_ISA its name.
+#include "depthwise_gate.h"
+#include "layer_norm_2d.h"
+#include "naf_block.h"
+#include "simple_gate.h"
+
+namespace r2r::R2R_ISA {
+
+#define R2R_STRING(name) #name
+#define R2R_NAME(name) R2R_STRING(name)
+
+template <class T>
+void widen_all(const T* from, float* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += WIDTH) store_upto(to + i, load_upto(from + i, count - i), count - i);
+}
+
+template <class T>
+constexpr Kernels<T> table{
+    R2R_NAME(R2R_ISA),
+    widen_all<T>,
+    layer_norm_2d<T>,
+    layer_norm_2d_backward<T>,
+    multiply<T>,
+    multiply_backward<T>,
+    depthwise_gate<T>,
+    depthwise_gate_channels_last<T>,
+    naf_block_first<T>,
+    naf_block_attention<T>,
+    naf_block_second<T>,
+};
+
+const Kernels<float>& kernels(const float*) {
+  return table<float>;
+}
+const Kernels<bfloat16>& kernels(const bfloat16*) {
+  return table<bfloat16>;
+}
+
+}  // namespace r2r::R2R_ISA

@@ -1,0 +1,154 @@
+// What the CPU kernels of one instruction set offer, and the choice among instruction sets.
+//
+// The arithmetic lives in <operator>.h, on raw pointers, and is compiled once for each instruction set (kernels.cpp); the
+// drivers in <operator>_cpu.cpp see tensors, split the work among threads, and are compiled once. Kernels work on panels:
+// PANEL neighbouring pixels of every channel, [channels][PANEL] floats, so that a vector holds pixels, statistics over
+// channels need no shuffles, and the weights of 1x1 convolutions are read as PyTorch keeps them.
+#pragma once
+
+#include <cstdint>
+
+namespace r2r {
+
+constexpr int64_t PANEL = 32;
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+// An image batch [N, channels, pixels], or [N, pixels, channels] where channels_last.
+template <class T>
+struct Images {
+  T* data;
+  int64_t channels;
+  int64_t pixels;
+  bool channels_last;
+
+  T* image(int64_t n) const {
+    return data + n * channels * pixels;
+  }
+};
+
+template <class T>
+struct LayerNorm2d {
+  Images<const T> x;
+  Images<T> y;
+  const float* weight;
+  const float* bias;
+  float eps;
+  float* mean;  // [N, pixels]
+  float* rstd;
+};
+
+template <class T>
+struct LayerNorm2dBackward {
+  Images<const T> dy;
+  Images<const T> x;
+  Images<T> dx;
+  const float* weight;
+  const float* mean;
+  const float* rstd;
+};
+
+// A 3x3 depthwise convolution of 2 * channels planes, gated to `channels` planes of height x width.
+struct Depthwise {
+  const float* weight;  // [2 * channels, 9]
+  const float* bias;    // [2 * channels]
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+};
+
+// The part of an image that one task of a 3x3 convolution makes.
+struct Tile {
+  int64_t top;
+  int64_t bottom;
+  int64_t left;
+  int64_t right;
+};
+
+struct NAFBlockWeights {
+  const float* norm1_weight;
+  const float* norm1_bias;
+  const float* conv1_weight;
+  const float* conv1_bias;
+  const float* conv2_weight;
+  const float* conv2_bias;
+  const float* sca_weight;
+  const float* sca_bias;
+  const float* conv3_weight;
+  const float* conv3_bias;
+  const float* beta;
+  const float* norm2_weight;
+  const float* norm2_bias;
+  const float* conv4_weight;
+  const float* conv4_bias;
+  const float* conv5_weight;
+  const float* conv5_bias;
+  const float* gamma;
+};
+
+template <class T>
+struct NAFBlock {
+  NAFBlockWeights weights;
+  Images<const T> x;
+  Images<T> y;
+  T* gated;  // [N, channels, pixels]
+  int64_t height;
+  int64_t width;
+  float eps;
+};
+
+template <class T>
+struct Kernels {
+  const char* name;
+
+  void (*widen)(const T* from, float* to, int64_t count);
+  // Panels [begin, end) of one image.
+  void (*layer_norm_2d)(const LayerNorm2d<T>&, int64_t n, int64_t begin, int64_t end, float* scratch);
+  // As above; the sums over these panels for the weight and the bias go to sums [2, channels].
+  void (*layer_norm_2d_backward)(
+      const LayerNorm2dBackward<T>&, int64_t n, int64_t begin, int64_t end, float* sums, float* scratch);
+  // out[i] = a[i] * b[i];  da[i] = dy[i] * b[i], db[i] = dy[i] * a[i].
+  void (*multiply)(const T* a, const T* b, T* out, int64_t count);
+  void (*multiply_backward)(const T* dy, const T* a, const T* b, T* da, T* db, int64_t count);
+  // Channel c of one image [2 * channels, pixels], rows of the tile; returns the sum of what it wrote.
+  float (*depthwise_gate)(const Depthwise&, const T* x, T* gated, int64_t c, const Tile&, float* scratch);
+  // Rows of one image [pixels, 2 * channels]; taps [9, 2 * channels]; the sums go to sums [channels].
+  void (*depthwise_gate_channels_last)(
+      const Depthwise&, const float* taps, const T* x, T* gated, int64_t top, int64_t bottom, float* sums);
+  // Norm, conv1, conv2 and gate of channels [begin, end) of a tile of image n; the sums go to sums [channels].
+  void (*naf_block_first)(
+      const NAFBlock<T>&, int64_t n, const Tile&, int64_t begin, int64_t end, float* sums, float* scratch);
+  // attention [channels] = the 1x1 convolution `sca` of mean [channels].
+  void (*naf_block_attention)(const NAFBlock<T>&, const float* mean, float* attention);
+  // The rest of the block for panels [begin, end) of image n.
+  void (*naf_block_second)(
+      const NAFBlock<T>&, int64_t n, const float* attention, int64_t begin, int64_t end, float* scratch);
+};
+
+static inline int64_t panels(int64_t pixels) {
+  return (pixels + PANEL - 1) / PANEL;
+}
+
+// Floats of scratch that the kernels above need. (static: a copy made for one instruction set must not serve another)
+static inline int64_t layer_norm_2d_scratch(int64_t channels) {
+  return (2 * PANEL + 2 * 16) * channels;
+}
+static inline int64_t plane_floats(int64_t rows, int64_t columns) {
+  return (rows + 2) * (columns + 2) + 3 * PANEL;  // reads reach one pixel before and a vector behind
+}
+static inline int64_t naf_block_first_scratch(int64_t channels, const Tile& t) {
+  const int64_t area = (t.bottom - t.top + 2) * (t.right - t.left + 2);
+  // The tile, a piece of it, and the planes of the most channels that a micro-kernel makes.
+  return (panels(area) + 1) * PANEL * channels + 14 * plane_floats(t.bottom - t.top, t.right - t.left);
+}
+constexpr int64_t SECOND_PANELS = 4;
+static inline int64_t naf_block_second_scratch(int64_t channels) {
+  return 3 * SECOND_PANELS * PANEL * channels;
+}
+
+const Kernels<float>& kernels(const float*);  // the best this processor has
+const Kernels<bfloat16>& kernels(const bfloat16*);
+
+}  // namespace r2r

@@ -1,0 +1,91 @@
+#include "operators.h"
+
+namespace r2r {
+
+namespace {
+
+// How the first sweep cuts an image: a tile's normalised pixels should fit the second-level cache, and tiles be large
+// enough that the pixels computed again around them do not matter.
+struct Grid {
+  int64_t down;
+  int64_t across;
+  int64_t height;
+  int64_t width;
+
+  Grid(int64_t channels, int64_t image_height, int64_t image_width) : height(image_height), width(image_width) {
+    constexpr int64_t FLOATS = 196608, LEAST_AREA = 1024, WIDEST = 512;
+    const int64_t area = std::max(LEAST_AREA, FLOATS / channels);
+    across = (width + WIDEST - 1) / WIDEST;
+    const int64_t rows = std::max<int64_t>(4, area * across / width);
+    down = (height + rows - 1) / rows;
+    if (down * across > 1 && down % 2) down = std::min(height, down + 1);
+  }
+
+  int64_t tiles() const {
+    return down * across;
+  }
+  Tile tile(int64_t i) const {
+    const int64_t row = i / across, column = i % across;
+    return {height * row / down, height * (row + 1) / down, width * column / across, width * (column + 1) / across};
+  }
+};
+
+}  // namespace
+
+void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor gated, Tensor y) {
+  STD_TORCH_CHECK(params.size() == 18, "a NAF block has 18 parameters");
+  for_dtype(x, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    Floats floats;
+    const float* p[18];
+    for (size_t i = 0; i < 18; i++) p[i] = floats(params[i]);
+    const NAFBlock<T> op{
+        {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13], p[14], p[15], p[16], p[17]},
+        images<const T>(x, channels_last),
+        images<T>(y, channels_last),
+        data<T>(gated),
+        x.size(2),
+        x.size(3),
+        static_cast<float>(eps)};
+    const int64_t images = x.size(0), channels = op.x.channels;
+    if (images * channels * op.x.pixels == 0) return;
+
+    const Grid grid(channels, op.height, op.width);
+    const int64_t tiles = grid.tiles(), threads = torch::stable::get_num_threads();
+    // Few tiles: each is shared by threads, which make different channels of it.
+    const int64_t splits = std::min(channels, (threads + images * tiles - 1) / (images * tiles));
+    std::vector<float> sums(images * tiles * channels);
+    parallel(images * tiles * splits, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t at = i / splits, split = i % splits;
+        const Tile tile = grid.tile(at % tiles);
+        kernels(tag).naf_block_first(
+            op, at / tiles, tile, channels * split / splits, channels * (split + 1) / splits,
+            sums.data() + at * channels, scratch(naf_block_first_scratch(channels, tile)));
+      }
+    });
+
+    std::vector<float> mean(channels), attention(images * channels);
+    for (int64_t n = 0; n < images; n++) {
+      for (int64_t c = 0; c < channels; c++) {
+        double total = 0;
+        for (int64_t t = 0; t < tiles; t++) total += sums[(n * tiles + t) * channels + c];
+        mean[c] = static_cast<float>(total / static_cast<double>(op.x.pixels));
+      }
+      kernels(tag).naf_block_attention(op, mean.data(), attention.data() + n * channels);
+    }
+
+    const int64_t each = panels(op.x.pixels);
+    parallel(images * each, [&](int64_t begin, int64_t end) {
+      float* memory = scratch(naf_block_second_scratch(channels));
+      while (begin < end) {
+        const int64_t n = begin / each, stop = std::min(end, (n + 1) * each);
+        kernels(tag).naf_block_second(
+            op, n, attention.data() + n * channels, begin - n * each, stop - n * each, memory);
+        begin = stop;
+      }
+    });
+  });
+}
+
+}  // namespace r2r

@@ -1,0 +1,36 @@
+// The module r2r_kernels._C: the operators of the namespace r2r_native, and what the build was made with.
+#include <pybind11/pybind11.h>
+
+#include "operators.h"
+
+STABLE_TORCH_LIBRARY(r2r_native, m) {
+  m.def(
+      "layer_norm_2d(Tensor x, Tensor weight, Tensor bias, float eps, bool channels_last, Tensor(a!) y, Tensor(b!) mean, "
+      "Tensor(c!) rstd) -> ()");
+  m.def(
+      "layer_norm_2d_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd, bool channels_last, "
+      "Tensor(a!) dx, Tensor(b!) dweight, Tensor(c!) dbias) -> ()");
+  m.def("simple_gate(Tensor x, bool channels_last, Tensor(a!) y) -> ()");
+  m.def("simple_gate_backward(Tensor dy, Tensor x, bool channels_last, Tensor(a!) dx) -> ()");
+  m.def(
+      "depthwise_gate(Tensor x, Tensor weight, Tensor bias, bool channels_last, Tensor(a!) gated, Tensor(b!) mean) -> ()");
+  m.def("naf_block(Tensor x, Tensor[] params, float eps, bool channels_last, Tensor(a!) gated, Tensor(b!) y) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(r2r_native, CPU, m) {
+  m.impl("layer_norm_2d", TORCH_BOX(&r2r::layer_norm_2d));
+  m.impl("layer_norm_2d_backward", TORCH_BOX(&r2r::layer_norm_2d_backward));
+  m.impl("simple_gate", TORCH_BOX(&r2r::simple_gate));
+  m.impl("simple_gate_backward", TORCH_BOX(&r2r::simple_gate_backward));
+  m.impl("depthwise_gate", TORCH_BOX(&r2r::depthwise_gate));
+  m.impl("naf_block", TORCH_BOX(&r2r::naf_block));
+}
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Native operators of r2r_kernels; importing this registers them with PyTorch.";
+  module.attr("compiler") = R2R_COMPILER;
+  module.attr("flags") = R2R_FLAGS;
+  module.attr("torch") = R2R_TORCH;
+  module.attr("cuda_architectures") = R2R_CUDA_ARCHITECTURES;
+  module.attr("instruction_set") = r2r::kernels(static_cast<const float*>(nullptr)).name;
+}

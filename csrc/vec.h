@@ -1,0 +1,145 @@
+// Vectors of floats, as wide as the instruction set that this is compiled for, on the compiler's own vector types.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+namespace r2r::R2R_ISA {
+
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;
+constexpr int ROWS = 14;  // output channels of a micro-kernel: ROWS x 2 accumulators
+#elif defined(__AVX2__)
+constexpr int WIDTH = 8;
+constexpr int ROWS = 6;
+#else
+constexpr int WIDTH = 4;
+constexpr int ROWS = 6;
+#endif
+
+typedef float vec __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t ivec __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t uvec __attribute__((vector_size(4 * WIDTH)));
+typedef float loose_vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef uint16_t half_vec __attribute__((vector_size(2 * WIDTH)));
+typedef uint16_t loose_half_vec __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+
+inline vec splat(float value) {
+  return value - vec{};
+}
+inline int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+inline vec widen(half_vec bits) {
+  return (vec)(__builtin_convertvector(bits, uvec) << 16);
+}
+inline half_vec narrow(vec value) {  // round to nearest even; a NaN stays one
+  uvec bits = (uvec)value;
+  uvec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  ivec nan = value != value;
+  return __builtin_convertvector((rounded & ~(uvec)nan) | ((uvec)nan & 0x7fc0), half_vec);
+}
+
+inline vec load(const float* p) {
+  return *(const loose_vec*)p;
+}
+inline vec load(const bfloat16* p) {
+  return widen(*(const loose_half_vec*)p);
+}
+inline void store(float* p, vec value) {
+  *(loose_vec*)p = value;
+}
+inline void store(bfloat16* p, vec value) {
+  *(loose_half_vec*)p = narrow(value);
+}
+
+// The first n values; the others are read as 0 and not written.
+#if defined(__AVX512F__)
+inline vec load_first(const float* p, int64_t n) {
+  return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+inline void store_first(float* p, vec value, int64_t n) {
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)value);
+}
+#else
+inline vec load_first(const float* p, int64_t n) {
+  vec value{};
+  for (int64_t i = 0; i < n; i++) value[i] = p[i];
+  return value;
+}
+inline void store_first(float* p, vec value, int64_t n) {
+  for (int64_t i = 0; i < n; i++) p[i] = value[i];
+}
+#endif
+inline vec load_first(const bfloat16* p, int64_t n) {
+  half_vec bits{};
+  for (int64_t i = 0; i < n; i++) bits[i] = p[i].bits;
+  return widen(bits);
+}
+inline void store_first(bfloat16* p, vec value, int64_t n) {
+  half_vec bits = narrow(value);
+  for (int64_t i = 0; i < n; i++) p[i].bits = bits[i];
+}
+
+template <class T>
+inline vec load_upto(const T* p, int64_t n) {
+  return n >= WIDTH ? load(p) : load_first(p, n);
+}
+template <class T>
+inline void store_upto(T* p, vec value, int64_t n) {
+  if (n >= WIDTH) {
+    store(p, value);
+  } else {
+    store_first(p, value, n);
+  }
+}
+
+inline ivec lanes() {
+  ivec lane;
+  for (int i = 0; i < WIDTH; i++) lane[i] = i;
+  return lane;
+}
+inline vec keep(vec value, ivec mask) {  // 0 where the mask is 0, even where the value is not finite
+  return (vec)((ivec)value & mask);
+}
+
+inline float sum(vec value) {  // pairwise
+  float lane[WIDTH];
+  *(loose_vec*)lane = value;
+  for (int half = WIDTH / 2; half; half /= 2) {
+    for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+  }
+  return lane[0];
+}
+inline vec square_root(vec value) {  // the compiler makes one instruction of it
+  for (int i = 0; i < WIDTH; i++) value[i] = __builtin_sqrtf(value[i]);
+  return value;
+}
+
+// Transposes WIDTH vectors: log2(WIDTH) rounds of interleaving the first half of them with the second.
+inline void transpose(vec (&rows)[WIDTH]) {
+  ivec low, high;
+  for (int i = 0; i < WIDTH; i++) {
+    low[i] = i / 2 + i % 2 * WIDTH;
+    high[i] = low[i] + WIDTH / 2;
+  }
+#pragma GCC unroll 4
+  for (int round = 1; round < WIDTH; round *= 2) {
+    vec next[WIDTH];
+#pragma GCC unroll 8
+    for (int i = 0; i < WIDTH / 2; i++) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + WIDTH / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + WIDTH / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < WIDTH; i++) rows[i] = next[i];
+  }
+}
+
+}  // namespace r2r::R2R_ISA

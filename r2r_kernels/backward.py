@@ -1,0 +1,127 @@
+"""Backward formulas in plain PyTorch, for what no kernel covers: explicit, because operators run below autograd.
+
+They compute again what the forward did not keep. Gradients have the dtype of what they belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from r2r_kernels.reference import NAFBlockParams
+
+
+def layer_norm_2d(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias; mean and rstd [N, H, W] are the forward's."""
+    mean, rstd = mean[:, None], rstd[:, None]
+    wide = dy.to(mean.dtype)
+    normed = (x.to(mean.dtype) - mean) * rstd
+    scaled = wide * weight[:, None, None]
+    along = (scaled * normed).mean(1, keepdim=True)
+    dx = (scaled - scaled.mean(1, keepdim=True) - normed * along) * rstd
+    return dx.to(x.dtype), (wide * normed).sum((0, 2, 3)).to(weight.dtype), wide.sum((0, 2, 3)).to(weight.dtype)
+
+
+def simple_gate(dy: Tensor, x: Tensor) -> Tensor:
+    """Gradient of x."""
+    first, second = x.chunk(2, dim=1)
+    return torch.cat((dy * second, dy * first), dim=1)
+
+
+def _convolution(
+    dy: Tensor, x: Tensor, weight: Tensor, padding: int = 0, groups: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias."""
+    ones, pads = [1, 1], [padding, padding]
+    return torch.ops.aten.convolution_backward(
+        dy, x, weight, [weight.shape[0]], ones, pads, ones, False, [0, 0], groups, [True, True, True]
+    )
+
+
+def depthwise_gate(
+    dgated: Tensor, dmean: Tensor, x: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias."""
+    hidden = F.conv2d(x, weight, bias, padding=1, groups=x.shape[1])
+    dgated = dgated + dmean / max(1, dgated.shape[2] * dgated.shape[3])
+    dhidden = torch.ops.r2r.simple_gate_backward(dgated, hidden)
+    return _convolution(dhidden, x, weight, padding=1, groups=x.shape[1])
+
+
+def _scaled_convolution(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of (conv1x1(x, weight) + bias) * scale, the gradients of x, weight, bias and scale.
+
+    The scale is folded into the weight, so that neither the convolution's output nor dy * scale is made.
+    """
+    factor = scale.view(-1, 1, 1, 1)
+    dx, dweight, dbias = _convolution(dy, x, weight * factor)
+    dscale = (weight * dweight).sum((1, 2, 3)) + bias * dbias
+    return dx, dweight * factor, dbias * factor.flatten(), dscale.view(scale.shape)
+
+
+def naf_block(dy: Tensor, x: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
+    """Gradients of x and of the 18 parameters, from the block's input alone."""
+    p = NAFBlockParams(*params)
+    ops = torch.ops.r2r
+    normed, mean, rstd = ops.layer_norm_2d(x, p.norm1_weight, p.norm1_bias, eps)
+    hidden = F.conv2d(normed, p.conv1_weight, p.conv1_bias)
+    convolved = F.conv2d(hidden, p.conv2_weight, p.conv2_bias, padding=1, groups=hidden.shape[1])
+    gated = ops.simple_gate(convolved)
+    pooled = gated.mean((2, 3), keepdim=True)
+    attention = F.conv2d(pooled, p.sca_weight, p.sca_bias)
+    attended = gated * attention
+    y = x + F.conv2d(attended, p.conv3_weight, p.conv3_bias) * p.beta
+    dy, second_half = _second_half(dy, y, p, eps)
+
+    dattended, dconv3_weight, dconv3_bias, dbeta = _scaled_convolution(
+        dy, attended, p.conv3_weight, p.conv3_bias, p.beta
+    )
+    dattention = (dattended * gated).sum((2, 3), keepdim=True)
+    dpooled, dsca_weight, dsca_bias = _convolution(dattention, pooled, p.sca_weight)
+    dgated = torch.addcmul(dpooled / max(1, x.shape[2] * x.shape[3]), dattended, attention)
+    dconvolved = ops.simple_gate_backward(dgated, convolved)
+    dhidden, dconv2_weight, dconv2_bias = _convolution(dconvolved, hidden, p.conv2_weight, 1, hidden.shape[1])
+    dnormed, dconv1_weight, dconv1_bias = _convolution(dhidden, normed, p.conv1_weight)
+    dx, dnorm1_weight, dnorm1_bias = ops.layer_norm_2d_backward(dnormed, x, p.norm1_weight, mean, rstd)
+    gradients = NAFBlockParams(
+        norm1_weight=dnorm1_weight,
+        norm1_bias=dnorm1_bias,
+        conv1_weight=dconv1_weight,
+        conv1_bias=dconv1_bias,
+        conv2_weight=dconv2_weight,
+        conv2_bias=dconv2_bias,
+        sca_weight=dsca_weight,
+        sca_bias=dsca_bias,
+        conv3_weight=dconv3_weight,
+        conv3_bias=dconv3_bias,
+        beta=dbeta,
+        **second_half,
+    )
+    return [dy + dx, *gradients]
+
+
+def _second_half(dy: Tensor, y: Tensor, p: NAFBlockParams, eps: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients of y, the input of the second norm, and of the parameters from there on."""
+    ops = torch.ops.r2r
+    normed, mean, rstd = ops.layer_norm_2d(y, p.norm2_weight, p.norm2_bias, eps)
+    hidden = F.conv2d(normed, p.conv4_weight, p.conv4_bias)
+    dgated, dconv5_weight, dconv5_bias, dgamma = _scaled_convolution(
+        dy, ops.simple_gate(hidden), p.conv5_weight, p.conv5_bias, p.gamma
+    )
+    dhidden = ops.simple_gate_backward(dgated, hidden)
+    dnormed, dconv4_weight, dconv4_bias = _convolution(dhidden, normed, p.conv4_weight)
+    dresidual, dnorm2_weight, dnorm2_bias = ops.layer_norm_2d_backward(dnormed, y, p.norm2_weight, mean, rstd)
+    return dy + dresidual, {
+        "norm2_weight": dnorm2_weight,
+        "norm2_bias": dnorm2_bias,
+        "conv4_weight": dconv4_weight,
+        "conv4_bias": dconv4_bias,
+        "conv5_weight": dconv5_weight,
+        "conv5_bias": dconv5_bias,
+        "gamma": dgamma,
+    }

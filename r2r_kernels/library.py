@@ -1,0 +1,428 @@
+"""Registers the operators with PyTorch, once, in the namespace `r2r`: what each takes and returns, what runs it on
+which tensors, its shapes for tracing, its gradient, its dtypes under autocast, its FLOPs.
+
+Which implementation runs is chosen by the tensors: Triton on a GPU, C++ for float32 and bfloat16 on a CPU, plain
+PyTorch for all else. The environment variable R2R_KERNELS=reference|native|triton forces one, for debugging; what it
+cannot run is then an error. Every result has the memory format of the operator's first argument.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
+
+from r2r_kernels import backward, extension, reference, triton
+from r2r_kernels.reference import NAFBlockParams
+
+_LIBRARY = torch.library.Library("r2r", "DEF")
+_OPS = torch.ops.r2r
+_NATIVE = torch.ops.r2r_native  # filled when the extension is loaded
+IMPLEMENTATIONS = ("reference", "native", "triton")
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+# Choice of the implementation
+
+
+@cache
+def triton_reason() -> str | None:
+    """Why the Triton kernels cannot run here, in one line; None where they can."""
+    return triton.reason() or None
+
+
+@cache
+def _triton(operator: str) -> ModuleType:
+    return importlib.import_module(f"r2r_kernels.triton.{operator}")  # imports Triton itself: only when it is needed
+
+
+def implementation(x: Tensor) -> str:
+    """Which of IMPLEMENTATIONS runs the operators on x.
+
+    R2R_KERNELS=triton with TRITON_INTERPRET=1 runs the Triton kernels on the CPU, in Triton's interpreter. Raises
+    ValueError for an unknown R2R_KERNELS, RuntimeError where the forced one cannot run on x.
+    """
+    forced = os.environ.get("R2R_KERNELS")
+    if forced and forced not in IMPLEMENTATIONS:
+        raise ValueError(f"R2R_KERNELS must be one of {', '.join(IMPLEMENTATIONS)}, got {forced!r}")
+    if forced == "reference" or x.numel() == 0:
+        return "reference"
+    interpreted = forced == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    on_device = x.device.type == "cuda" or interpreted
+    if on_device and forced != "native" and x.dtype in _TRITON_DTYPES and triton_reason() is None:
+        return "triton"
+    if x.device.type == "cpu" and forced != "triton" and x.dtype in _NATIVE_DTYPES and extension.available():
+        return "native"
+    if forced:
+        reason = extension.reason() if forced == "native" else triton_reason()
+        raise RuntimeError(f"R2R_KERNELS={forced} cannot run {x.dtype} on {x.device}: {reason or 'not covered'}")
+    return "reference"
+
+
+# Memory formats
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.stride(1) < x.stride(3) else torch.contiguous_format
+
+
+def _dense(x: Tensor, like: Tensor) -> Tensor:
+    return x.contiguous(memory_format=_format(like))
+
+
+def _empty(like: Tensor, channels: int) -> Tensor:
+    n, _, h, w = like.shape
+    return torch.empty((n, channels, h, w), dtype=like.dtype, device=like.device, memory_format=_format(like))
+
+
+def _channels_last(x: Tensor) -> bool:
+    return _format(x) is torch.channels_last
+
+
+def _statistics(x: Tensor) -> Tensor:
+    n, _, h, w = x.shape
+    return x.new_empty((n, h, w), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+# The operators
+
+
+def _layer_norm_2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = implementation(x)
+    if chosen == "triton":
+        y, mean, rstd = _triton("layer_norm_2d").forward(x, weight.contiguous(), bias.contiguous(), eps)
+        return _dense(y, x), mean, rstd
+    if chosen == "native":
+        y, mean, rstd = _layer_norm_2d_fake(x, weight, bias, eps)
+        dense = _dense(x, x)
+        _NATIVE.layer_norm_2d(dense, weight.contiguous(), bias.contiguous(), eps, _channels_last(x), y, mean, rstd)
+        return y, mean, rstd
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean = wide.mean(1)
+    rstd = torch.rsqrt((wide - mean[:, None]).square().mean(1) + eps)
+    y = reference.layer_norm_2d(x, weight, bias, eps)
+    return _dense(y, x), mean.contiguous(), rstd.contiguous()
+
+
+def _layer_norm_2d_fake(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(x, x.shape[1]), _statistics(x), _statistics(x)
+
+
+def _layer_norm_2d_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = implementation(x)
+    if chosen == "triton":
+        dx, dweight, dbias = _triton("layer_norm_2d").backward(dy, x, weight.contiguous(), mean, rstd)
+        return _dense(dx, x), dweight, dbias
+    if chosen == "native":
+        dx = _empty(x, x.shape[1])
+        dweight, dbias = torch.empty_like(weight, dtype=torch.float32), torch.empty_like(weight, dtype=torch.float32)
+        _NATIVE.layer_norm_2d_backward(
+            _dense(dy, x), _dense(x, x), weight.contiguous(), mean, rstd, _channels_last(x), dx, dweight, dbias
+        )
+        return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+    dx, dweight, dbias = backward.layer_norm_2d(dy, x, weight, mean, rstd)
+    return _dense(dx, x), dweight, dbias
+
+
+def _layer_norm_2d_backward_fake(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(x, x.shape[1]), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _simple_gate(x: Tensor) -> Tensor:
+    chosen = implementation(x)
+    if chosen == "triton":
+        return _dense(_triton("simple_gate").forward(x), x)
+    if chosen == "native":
+        y = _simple_gate_fake(x)
+        _NATIVE.simple_gate(_dense(x, x), _channels_last(x), y)
+        return y
+    return _dense(reference.simple_gate(x), x)
+
+
+def _simple_gate_fake(x: Tensor) -> Tensor:
+    return _empty(x, x.shape[1] // 2)
+
+
+def _simple_gate_backward(dy: Tensor, x: Tensor) -> Tensor:
+    chosen = implementation(x)
+    if chosen == "triton":
+        return _dense(_triton("simple_gate").backward(dy, x), x)
+    if chosen == "native":
+        dx = _simple_gate_backward_fake(dy, x)
+        _NATIVE.simple_gate_backward(_dense(dy, x), _dense(x, x), _channels_last(x), dx)
+        return dx
+    return _dense(backward.simple_gate(dy, x), x)
+
+
+def _simple_gate_backward_fake(dy: Tensor, x: Tensor) -> Tensor:
+    return _empty(x, x.shape[1])
+
+
+def _depthwise_gate(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    chosen = implementation(x)
+    if chosen == "triton":
+        gated, mean = _triton("depthwise_gate").forward(x, weight.contiguous(), bias.contiguous())
+        return _dense(gated, x), mean
+    if chosen == "native":
+        gated = _empty(x, x.shape[1] // 2)
+        mean = x.new_empty((*gated.shape[:2], 1, 1), dtype=torch.float32)
+        _NATIVE.depthwise_gate(_dense(x, x), weight.contiguous(), bias.contiguous(), _channels_last(x), gated, mean)
+        return gated, mean.to(x.dtype)
+    gated, mean = reference.depthwise_gate(x, weight, bias)
+    return _dense(gated, x), mean.contiguous()
+
+
+def _depthwise_gate_fake(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    gated = _empty(x, x.shape[1] // 2)
+    return gated, x.new_empty((*gated.shape[:2], 1, 1))
+
+
+def _depthwise_gate_backward(
+    dgated: Tensor, dmean: Tensor, x: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    if implementation(x) == "triton":
+        dx, dweight, dbias = _triton("depthwise_gate").backward(
+            dgated, dmean, x, weight.contiguous(), bias.contiguous()
+        )
+    else:
+        dx, dweight, dbias = backward.depthwise_gate(_dense(dgated, x), dmean, _dense(x, x), weight, bias)
+    return _dense(dx, x), dweight.contiguous(), dbias
+
+
+def _depthwise_gate_backward_fake(
+    dgated: Tensor, dmean: Tensor, x: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(x, x.shape[1]), weight.new_empty(weight.shape), torch.empty_like(bias)
+
+
+def _naf_block(x: Tensor, params: Sequence[Tensor], eps: float) -> Tensor:
+    chosen = implementation(x)
+    if chosen == "triton":
+        return _dense(_triton("naf_block").forward(x, NAFBlockParams(*(p.contiguous() for p in params)), eps), x)
+    if chosen == "native":
+        y = _empty(x, x.shape[1])
+        gated = x.new_empty(x.shape)
+        _NATIVE.naf_block(_dense(x, x), [p.contiguous() for p in params], eps, _channels_last(x), gated, y)
+        return y
+    return _dense(reference.naf_block(x, NAFBlockParams(*params), eps), x)
+
+
+def _naf_block_fake(x: Tensor, params: Sequence[Tensor], eps: float) -> Tensor:
+    return _empty(x, x.shape[1])
+
+
+# The forward for training also returns what the backward needs besides x: of Triton's the mean of the gated features,
+# else nothing.
+
+
+def _naf_block_training(x: Tensor, params: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    if implementation(x) == "triton":
+        contiguous = NAFBlockParams(*(p.contiguous() for p in params))
+        y, mean = _triton("naf_block").forward_training(x, contiguous, eps)
+        return _dense(y, x), mean
+    return _naf_block(x, params, eps), x.new_empty((0, x.shape[1]), dtype=torch.float32)
+
+
+def _naf_block_training_fake(x: Tensor, params: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    kept = x.shape[0] if implementation(x) == "triton" else 0
+    return _empty(x, x.shape[1]), x.new_empty((kept, x.shape[1]), dtype=torch.float32)
+
+
+def _naf_block_backward(dy: Tensor, x: Tensor, mean: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
+    if implementation(x) == "triton":
+        contiguous = NAFBlockParams(*(p.contiguous() for p in params))
+        dx, gradients = _triton("naf_block").backward(dy, x, mean, contiguous, eps)
+    else:
+        dx, *gradients = backward.naf_block(_dense(dy, x), _dense(x, x), params, eps)
+    return [_dense(dx, x), *(g.contiguous() for g in gradients)]
+
+
+def _naf_block_backward_fake(dy: Tensor, x: Tensor, mean: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
+    return [_empty(x, x.shape[1]), *(p.new_empty(p.shape) for p in params)]
+
+
+_DEFINITIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "layer_norm_2d(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)": (
+        _layer_norm_2d,
+        _layer_norm_2d_fake,
+    ),
+    "layer_norm_2d_backward(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd)"
+    " -> (Tensor, Tensor, Tensor)": (
+        _layer_norm_2d_backward,
+        _layer_norm_2d_backward_fake,
+    ),
+    "simple_gate(Tensor x) -> Tensor": (_simple_gate, _simple_gate_fake),
+    "simple_gate_backward(Tensor dy, Tensor x) -> Tensor": (_simple_gate_backward, _simple_gate_backward_fake),
+    "depthwise_gate(Tensor x, Tensor weight, Tensor bias) -> (Tensor, Tensor)": (
+        _depthwise_gate,
+        _depthwise_gate_fake,
+    ),
+    "depthwise_gate_backward(Tensor dgated, Tensor dmean, Tensor x, Tensor weight, Tensor bias)"
+    " -> (Tensor, Tensor, Tensor)": (_depthwise_gate_backward, _depthwise_gate_backward_fake),
+    "naf_block(Tensor x, Tensor[] params, float eps) -> Tensor": (_naf_block, _naf_block_fake),
+    "naf_block_training(Tensor x, Tensor[] params, float eps) -> (Tensor, Tensor)": (
+        _naf_block_training,
+        _naf_block_training_fake,
+    ),
+    "naf_block_backward(Tensor dy, Tensor x, Tensor mean, Tensor[] params, float eps) -> Tensor[]": (
+        _naf_block_backward,
+        _naf_block_backward_fake,
+    ),
+}
+
+for _schema, (_kernel, _fake) in _DEFINITIONS.items():
+    _name = _schema.partition("(")[0]
+    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for _key in ("CPU", "CUDA"):
+        _LIBRARY.impl(_name, _kernel, _key)
+    torch.library.register_fake(f"r2r::{_name}", _fake, lib=_LIBRARY)
+
+
+# Gradients
+
+
+class _LayerNorm2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            y, mean, rstd = _OPS.layer_norm_2d(x, weight, bias, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.mark_non_differentiable(mean, rstd)
+        return y, mean, rstd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        return (*_OPS.layer_norm_2d_backward(dy, *ctx.saved_tensors), None)
+
+
+class _SimpleGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _OPS.simple_gate(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return _OPS.simple_gate_backward(dy, *ctx.saved_tensors)
+
+
+class _DepthwiseGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight, bias)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _OPS.depthwise_gate(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dgated: Tensor, dmean: Tensor) -> tuple[Tensor, ...]:
+        return _OPS.depthwise_gate_backward(dgated, dmean, *ctx.saved_tensors)
+
+
+class _NAFBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, *params: Tensor) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            y, mean = _OPS.naf_block_training(x, params, eps)
+        ctx.save_for_backward(x, mean, *params)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, *params = ctx.saved_tensors
+        dx, *gradients = _OPS.naf_block_backward(dy, x, mean, params, ctx.eps)
+        return (dx, None, *gradients)
+
+
+def _differentiable(name: str, apply: Callable[..., Any]) -> None:
+    operator = getattr(_OPS, name).default
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        tensors = (t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor))
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+_differentiable("layer_norm_2d", _LayerNorm2d.apply)
+_differentiable("simple_gate", _SimpleGate.apply)
+_differentiable("depthwise_gate", _DepthwiseGate.apply)
+_differentiable("naf_block", lambda x, params, eps: _NAFBlock.apply(x, eps, *params))
+
+
+# Autocast: convolutions run in autocast's dtype, a norm in that of its input.
+
+
+def _autocast(name: str, norm: bool = False) -> None:
+    operator = getattr(_OPS, name).default
+
+    def register(device: str, key: str) -> None:
+        excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def kernel(*args: Any) -> Any:
+            dtype = args[0].dtype if norm else torch.get_autocast_dtype(device)
+
+            def cast(value: Any) -> Any:
+                if isinstance(value, (list, tuple)):
+                    return [cast(v) for v in value]
+                narrowable = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+                return value.to(dtype) if narrowable else value
+
+            with torch._C._ExcludeDispatchKeyGuard(excluded):
+                return operator(*map(cast, args))
+
+        _LIBRARY.impl(name, kernel, key)
+
+    register("cpu", "AutocastCPU")
+    register("cuda", "AutocastCUDA")
+
+
+_autocast("layer_norm_2d", norm=True)
+_autocast("depthwise_gate")
+_autocast("naf_block")
+
+
+# FLOPs of the convolutions, as PyTorch counts them: two for a multiplication and an addition.
+
+
+@register_flop_formula(_OPS.depthwise_gate)
+def _depthwise_gate_flops(x: Sequence[int], *_: Any, **__: Any) -> int:
+    n, c, h, w = x
+    return 2 * n * c * h * w * 9
+
+
+@register_flop_formula(_OPS.depthwise_gate_backward)
+def _depthwise_gate_backward_flops(dgated: Any, dmean: Any, x: Sequence[int], *_: Any, **__: Any) -> int:
+    return 3 * _depthwise_gate_flops(x)
+
+
+@register_flop_formula([_OPS.naf_block, _OPS.naf_block_training])
+def _naf_block_flops(x: Sequence[int], *_: Any, **__: Any) -> int:
+    n, c, h, w = x
+    return 2 * n * c * (h * w * (6 * c + 18) + c)
+
+
+@register_flop_formula(_OPS.naf_block_backward)
+def _naf_block_backward_flops(dy: Any, x: Sequence[int], *_: Any, **__: Any) -> int:
+    return 3 * _naf_block_flops(x) - 2 * x[0] * x[1] * x[1] * x[2] * x[3]  # conv5 is not computed again

@@ -1,0 +1,192 @@
+"""Registration: the choice of implementation, tracing, autocast, FLOPs, what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import r2r_kernels.functional as F
+from r2r_kernels import extension, library, reference
+from r2r_kernels.nn import NAFBlock
+from r2r_kernels.reference import NAFBlockParams
+from tests.r2r_kernels.rule import parameters
+
+needs_extension = pytest.mark.skipif(extension.module() is None, reason=f"no extension: {extension.reason()}")
+
+
+class Blocks(nn.Module):
+    """Every operator, in one model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.params = nn.ParameterList(parameters(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        params = NAFBlockParams(*self.params)
+        x = F.naf_block(x, params)
+        hidden = torch.cat((x, F.layer_norm_2d(x, params.norm1_weight, params.norm1_bias)), dim=1)
+        gated, mean = F.depthwise_gate(hidden, params.conv2_weight, params.conv2_bias)
+        return F.simple_gate(torch.cat((gated * mean, x), dim=1))
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_extension_runs_what_it_covers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 4, 5, 6, dtype=dtype)
+    assert library.implementation(x) == "native"
+    assert library.implementation(x.double()) == "reference"
+    monkeypatch.setenv("R2R_KERNELS", "native")
+    assert library.implementation(x) == "native"
+    with pytest.raises(RuntimeError, match=r"R2R_KERNELS=native cannot run torch.float64 on cpu"):
+        F.simple_gate(x.double())
+
+
+def run(program: str, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+TRITON_PROGRAM = """
+import torch
+import r2r_kernels.functional as F
+from r2r_kernels import library, reference
+from r2r_kernels.reference import NAFBlockParams
+from tests.r2r_kernels.rule import FORMATS, answers, parameters
+
+torch.manual_seed(0)
+assert library.implementation(torch.ones(1)) == "triton"
+x, params = torch.randn(2, 8, 5, 6), parameters(8)
+operators = {
+    "layer_norm_2d": (lambda ops, t: (ops.layer_norm_2d(*t),), [x, params[0], params[1]]),
+    "simple_gate": (lambda ops, t: (ops.simple_gate(*t),), [x]),
+    "depthwise_gate": (lambda ops, t: ops.depthwise_gate(*t), [x, params[4][:8], params[5][:8]]),
+    "naf_block": (lambda ops, t: (ops.naf_block(t[0], NAFBlockParams(*t[1:])),), [x, *params]),
+}
+for name, (operator, (images, *rest)) in operators.items():
+    for memory_format in ("contiguous", "channels_last"):
+        tensors = [FORMATS[memory_format](images), *rest]
+        for got, wanted in zip(answers(operator, F, tensors), answers(operator, reference, tensors), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+print("all agree")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not installed")
+def test_triton_is_wired_in() -> None:
+    assert run(TRITON_PROGRAM, TRITON_INTERPRET="1", R2R_KERNELS="triton") == "all agree"
+
+
+NATIVE_PROGRAM = """
+import sys
+import torch
+from r2r_kernels import extension
+from r2r_kernels.reference import NAFBlockParams
+from tests.r2r_kernels.rule import FORMATS, assert_follows, parameters
+
+torch.manual_seed(0)
+assert extension.module().instruction_set == sys.argv[1]
+x, params = torch.randn(1, 23, 10, 37), parameters(23)
+operators = [
+    (lambda ops, t: (ops.layer_norm_2d(*t),), [x, params[0], params[1]]),
+    (lambda ops, t: (ops.simple_gate(*t),), [x[:, 1:]]),
+    (lambda ops, t: ops.depthwise_gate(*t), [x[:, 1:], params[4][:22], params[5][:22]]),
+    (lambda ops, t: (ops.naf_block(t[0], NAFBlockParams(*t[1:])),), [x, *params]),
+]
+for operator, (images, *rest) in operators:
+    for memory_format in ("contiguous", "channels_last"):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert_follows(operator, [FORMATS[memory_format](images), *rest], dtype)
+print("all follow")
+"""
+
+
+@needs_extension
+@pytest.mark.parametrize(("capability", "name"), [("default", "baseline"), ("avx2", "avx2")])
+def test_the_lesser_instruction_sets_follow_too(capability: str, name: str) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip(f"one instruction set on {platform.machine()}")
+    assert run(NATIVE_PROGRAM, name, ATEN_CPU_CAPABILITY=capability) == "all follow"
+
+
+def test_forcing_the_reference_gives_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, params = torch.randn(2, 6, 9, 8), NAFBlockParams(*parameters(6))
+    monkeypatch.setenv("R2R_KERNELS", "reference")
+    assert torch.equal(F.naf_block(x, params), reference.naf_block(x, params))
+    monkeypatch.setenv("R2R_KERNELS", "fastest")
+    with pytest.raises(ValueError, match=r"R2R_KERNELS must be one of reference, native, triton, got 'fastest'"):
+        F.naf_block(x, params)
+
+
+def test_compiles_in_one_graph() -> None:
+    model, x = Blocks(), torch.randn(2, 4, 6, 5)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for images in (x, x.contiguous(memory_format=torch.channels_last), torch.randn(3, 4, 9, 7)):
+        wanted = torch.autograd.grad(model(images).sum(), list(model.params))
+        got = torch.autograd.grad(compiled(images).sum(), list(model.params))
+        torch.testing.assert_close(compiled(images), model(images))
+        torch.testing.assert_close(got, wanted)
+
+
+def test_exports_with_its_operators() -> None:
+    model, x = Blocks().eval(), torch.randn(2, 4, 6, 5)
+    height, width = torch.export.Dim("height", min=2), torch.export.Dim("width", min=2)
+    program = torch.export.export(model, (x,), dynamic_shapes=({2: height, 3: width},))
+    names = {str(node.target) for node in program.graph.nodes}
+    assert {"r2r.naf_block.default", "r2r.layer_norm_2d.default", "r2r.depthwise_gate.default"} <= names
+    larger = torch.randn(2, 4, 11, 8)
+    torch.testing.assert_close(program.module()(larger), model(larger))
+
+
+def test_autocast() -> None:
+    params, x = NAFBlockParams(*parameters(4)), torch.randn(1, 4, 6, 5)
+    weight, bias = params.norm1_weight, params.norm1_bias
+    with torch.autocast("cpu", torch.bfloat16):
+        assert F.naf_block(x, params).dtype == torch.bfloat16  # as a convolution
+        assert F.depthwise_gate(x, params.conv2_weight[:4], params.conv2_bias[:4])[0].dtype == torch.bfloat16
+        assert F.layer_norm_2d(x, weight, bias).dtype == torch.float32  # as its input
+        assert F.layer_norm_2d(x.bfloat16(), weight, bias).dtype == torch.bfloat16
+        weight.requires_grad_()
+        F.naf_block(x, params).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+
+
+def test_flops_are_those_of_plain_pytorch() -> None:
+    x = torch.randn(2, 8, 6, 5)
+    model = NAFBlock(8, eager=True)
+    counts = []
+    for ops in (F, reference):
+        with FlopCounterMode(display=False) as counter:
+            ops.naf_block(x, model.params())
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x = torch.randn(1, 4, 3, 3, requires_grad=True)
+    (first,) = torch.autograd.grad((F.simple_gate(x) ** 2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_parameters_of_any_stride() -> None:
+    x, params = torch.randn(1, 4, 6, 5), parameters(4)
+    odd = [torch.stack((p, p), dim=-1)[..., 0] for p in params]
+    got = F.naf_block(x, NAFBlockParams(*odd))
+    assert torch.equal(got, F.naf_block(x, NAFBlockParams(*params)))

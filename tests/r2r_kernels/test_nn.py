@@ -1,0 +1,58 @@
+"""The drop-in modules, beyond what the operators' own tests prove."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from r2r_kernels.nn import LayerNorm2d, NAFBlock, SimpleGate
+
+EAGER = pytest.mark.parametrize("eager", [False, True])
+
+
+def block(eager: bool, dropout: float = 0.0) -> NAFBlock:
+    made = NAFBlock(6, eager=eager, dropout=dropout)
+    with torch.no_grad():
+        made.beta.normal_()
+        made.gamma.normal_()
+    return made
+
+
+@EAGER
+def test_a_new_block_is_the_identity(eager: bool) -> None:
+    x = torch.randn(2, 6, 5, 4)
+    torch.testing.assert_close(NAFBlock(6, eager=eager)(x), x)
+
+
+def test_the_parameters_are_named_as_in_nafnets_checkpoints() -> None:
+    convolutions = [
+        f"{name}.{leaf}"
+        for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "sca.1", "norm1", "norm2")
+        for leaf in ("weight", "bias")
+    ]
+    assert set(NAFBlock(4).state_dict()) == {*convolutions, "beta", "gamma"}
+    assert set(LayerNorm2d(4).state_dict()) == {"weight", "bias"}
+    assert not SimpleGate().state_dict()
+
+
+@EAGER
+def test_dropout_drops_in_training_alone(eager: bool) -> None:
+    dropping = block(eager, dropout=0.4)
+    plain = NAFBlock(6, eager=True)
+    plain.load_state_dict(dropping.state_dict())
+    x = torch.randn(2, 6, 5, 4)
+    torch.testing.assert_close(dropping.eval()(x), plain(x))
+
+    def by_hand(x: Tensor) -> Tensor:
+        b = plain
+        h = SimpleGate()(b.conv2(b.conv1(b.norm1(x))))
+        y = x + F.dropout(b.conv3(h * b.sca(h)), 0.4) * b.beta
+        return y + F.dropout(b.conv5(SimpleGate()(b.conv4(b.norm2(y)))), 0.4) * b.gamma
+
+    torch.manual_seed(3)
+    wanted = by_hand(x)
+    torch.manual_seed(3)
+    torch.testing.assert_close(dropping.train()(x), wanted)
+    assert not torch.allclose(dropping(x), wanted)
