@@ -23,7 +23,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python -m pytest benchmarks --quick
 
 clean:
 	rm -rf .venv build dist demo *.egg-info

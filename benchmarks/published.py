@@ -73,7 +73,7 @@ class PublishedGatedConv2d(GatedConv2d):
         return x * (1 - gate) + prior * gate
 
 
-AS_PUBLISHED = {
+AS_PUBLISHED: dict[type[nn.Module], type[nn.Module]] = {
     LayerNorm2d: PublishedLayerNorm2d,
     NAFBlock: PublishedNAFBlock,
     GatedConv2d: PublishedGatedConv2d,

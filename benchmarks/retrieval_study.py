@@ -25,12 +25,12 @@ from r2r import R2R
 from r2r.data.dataset import TrainingPairs
 from r2r.data.sources import build_source
 from r2r.losses import LossWeights, classification, restoration_loss
-from r2r.presets import PRESETS
 from r2r_kernels.nn import BankRetrieval
 from r2r_kernels.reference import task_mask
 
 TASKS = ("denoise", "derain", "dehaze", "deblur", "lowlight")
 BATCH = 10  # restored; as many build the bank
+SIZES: dict[str, Any] = {"width": 8, "encoder_blocks": (1, 1, 1, 4), "memory_blocks": (1, 1, 1, 2), "capacity": 20}
 
 
 class Dot(BankRetrieval):
@@ -130,8 +130,8 @@ VARIANTS = ("cosine", "published", "dot", "centred", "pooled", "positions", "con
 
 def build(variant: str, seed: int, size: int) -> R2R:
     torch.manual_seed(seed)
-    similarity = "published" if variant == "published" else "cosine"
-    model = R2R(tasks=TASKS, **{**PRESETS["tiny"], "bank_size": size // 16, "similarity": similarity})
+    similarity: Any = "published" if variant == "published" else "cosine"
+    model = R2R(tasks=TASKS, bank_size=size // 16, similarity=similarity, **SIZES)
     kinds = {"dot": Dot, "centred": Centred, "pooled": Pooled, "positions": Positions, "task-mean": TaskMean,
              "own-choice": OwnChoice, "soft": Soft, "no-bank": NoBank}  # fmt: skip
     if variant in kinds:

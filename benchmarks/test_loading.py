@@ -1,7 +1,7 @@
 """Training pairs a second of one worker on one core: five tasks at 128 x 128, from a folder of photos.
 
-Training must not wait for data: at least 60 pairs a second. "warm" finds the decoded photos in the worker's cache,
-"cold" decodes every one, as with data sets larger than the cache.
+Training must not wait for data: at least 60 pairs a second. "cache warm" finds the decoded photos in the worker's
+cache, "cache cold" decodes every one, as with data sets larger than the cache.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.race import Race
+from benchmarks.rivals import TASKS, Rival
+from benchmarks.timing import Contender
 from r2r.data.dataset import Source, TrainingPairs
 from r2r.data.degradations import TASK_DEGRADATIONS, parse_degradation
 from r2r.data.folders import clean_folder
@@ -23,8 +25,6 @@ from r2r.data.images import write_rgb
 from r2r.data.sampler import EpochSampler
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "train" / "clean"
-TASKS = ("denoise", "derain", "dehaze", "deblur", "lowlight")
-BATCH = 60
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +48,30 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads[1])
 
 
-@pytest.mark.parametrize("cache", ["warm", "cold"])
-def test_loading(benchmark: BenchmarkFixture, photos: Path, cache: str) -> None:
-    pairs = tuple(clean_folder(photos))
-    sources = [
-        Source(task, (index,), pairs, parse_degradation(TASK_DEGRADATIONS[task])) for index, task in enumerate(TASKS)
-    ]
-    dataset = TrainingPairs(sources, 128, len(TASKS), cache_bytes=2**30 if cache == "warm" else 0)
-    batches = iter(EpochSampler(sources, BATCH, len(TASKS), steps=10_000))
-    if cache == "warm":
-        for index in range(len(pairs)):
-            dataset[0, index, 0]
+@pytest.mark.grid(quick={"batch": [20]}, full={"batch": [60]})
+def test_loading(race: Race, photos: Path, batch: int) -> None:
+    def loading(cache_bytes: int) -> Contender:
+        pairs = tuple(clean_folder(photos))
+        sources = [
+            Source(task, (index,), pairs, parse_degradation(TASK_DEGRADATIONS[task]))
+            for index, task in enumerate(TASKS)
+        ]
+        dataset = TrainingPairs(sources, 128, len(TASKS), cache_bytes=cache_bytes)
+        batches = iter(EpochSampler(sources, batch, len(TASKS), steps=10_000))
+        if cache_bytes:
+            for index in range(len(pairs)):
+                dataset[0, index, 0]
 
-    def load() -> None:
-        for key in next(batches):
-            dataset[key]
+        def load() -> None:
+            for key in next(batches):
+                dataset[key]
 
-    benchmark.pedantic(load, rounds=8, warmup_rounds=1)
-    if benchmark.stats is not None:  # absent with --benchmark-disable
-        benchmark.extra_info["pairs_per_second"] = round(BATCH / benchmark.stats["median"], 1)
+        return Contender({"": load})
+
+    race(
+        "loading",
+        f"{batch} pairs of {len(TASKS)} tasks, 128 x 128, one core",
+        "float32",
+        [Rival("cache warm", lambda: loading(2**30)), Rival("cache cold", lambda: loading(0))],
+        items=batch,
+    )

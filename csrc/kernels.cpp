@@ -1,8 +1,11 @@
 // The kernels of one instruction set. The build compiles this file once for each, R2R_ISA its name.
+#include "bank_retrieve.h"
 #include "depthwise_gate.h"
+#include "gated_conv.h"
 #include "layer_norm_2d.h"
 #include "naf_block.h"
 #include "simple_gate.h"
+#include "slot_conv.h"
 
 namespace r2r::R2R_ISA {
 
@@ -15,9 +18,15 @@ void widen_all(const T* from, float* to, int64_t count) {
 }
 
 template <class T>
+void narrow_all(const float* from, T* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += WIDTH) store_upto(to + i, load_upto(from + i, count - i), count - i);
+}
+
+template <class T>
 constexpr Kernels<T> table{
     R2R_NAME(R2R_ISA),
     widen_all<T>,
+    narrow_all<T>,
     layer_norm_2d<T>,
     layer_norm_2d_backward<T>,
     multiply<T>,
@@ -27,6 +36,14 @@ constexpr Kernels<T> table{
     naf_block_first<T>,
     naf_block_attention<T>,
     naf_block_second<T>,
+    gated_conv_plane<T>,
+    gated_conv_rows<T>,
+    gated_conv_plane_backward<T>,
+    gated_conv_rows_backward<T>,
+    dot_products<T>,
+    add_weighted<T>,
+    slot_conv<T>,
+    slot_conv_backward<T>,
 };
 
 const Kernels<float>& kernels(const float*) {

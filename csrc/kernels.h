@@ -99,11 +99,73 @@ struct NAFBlock {
   float eps;
 };
 
+// The gated convolution of planes of x with those of the prior. weight is [channels, 2 K K], for channels_last
+// [2 K K, channels]: the taps of x, then those of the prior.
+template <class T>
+struct GatedConv {
+  const T* x;
+  const T* prior;
+  T* y;
+  const float* weight;
+  const float* bias;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t prior_height;
+  int64_t prior_width;
+  int64_t kernel;
+  const int64_t* columns;  // which columns of the prior each column averages, begin and end; nullptr: of the same size
+};
+
+template <class T>
+struct GatedConvBackward {
+  const T* dy;
+  const T* x;
+  const T* prior;
+  T* dx;
+  T* dprior;
+  const float* weight;
+  const float* bias;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t kernel;
+};
+
+template <class T>
+struct SlotConv {
+  const T* x;
+  T* y;
+  const float* weight;  // [tasks, channels, kernel, 9]
+  const float* bias;    // [tasks, channels]
+  int64_t slots;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t kernel;
+};
+
+template <class T>
+struct SlotConvBackward {
+  const T* dy;
+  const T* x;
+  T* dx;
+  const float* weight;
+  float* dweight;
+  float* dbias;
+  int64_t slots;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t kernel;
+};
+
 template <class T>
 struct Kernels {
   const char* name;
 
   void (*widen)(const T* from, float* to, int64_t count);
+  void (*narrow)(const float* from, T* to, int64_t count);
   // Panels [begin, end) of one image.
   void (*layer_norm_2d)(const LayerNorm2d<T>&, int64_t n, int64_t begin, int64_t end, float* scratch);
   // As above; the sums over these panels for the weight and the bias go to sums [2, channels].
@@ -125,6 +187,24 @@ struct Kernels {
   // The rest of the block for panels [begin, end) of image n.
   void (*naf_block_second)(
       const NAFBlock<T>&, int64_t n, const float* attention, int64_t begin, int64_t end, float* scratch);
+
+  // One plane of all images' channels, or rows of image n of channels_last; sums [2 K K + 1] or [2 K K + 1, channels] are
+  // the gradients of weight and bias from there.
+  void (*gated_conv_plane)(const GatedConv<T>&, int64_t plane, float* scratch);
+  void (*gated_conv_rows)(const GatedConv<T>&, int64_t n, int64_t top, int64_t bottom, float* scratch);
+  void (*gated_conv_plane_backward)(const GatedConvBackward<T>&, int64_t plane, float* sums, float* scratch);
+  void (*gated_conv_rows_backward)(
+      const GatedConvBackward<T>&, int64_t n, int64_t top, int64_t bottom, float* sums, float* scratch);
+
+  // out[n] = key . queries[n], all [depth]; returns key . key.
+  float (*dot_products)(const T* key, int64_t depth, const float* queries, int64_t count, float* out);
+  // totals[m] [length] += sum over slots of weights[m][slot] * values[slot], `stride` apart, for m < count.
+  void (*add_weighted)(
+      const T* values, int64_t stride, int64_t slots, int64_t length, const float* const* weights, float* const* totals,
+      int64_t count);
+
+  void (*slot_conv)(const SlotConv<T>&, int64_t task, int64_t channel, float* scratch);
+  void (*slot_conv_backward)(const SlotConvBackward<T>&, int64_t task, int64_t channel, float* scratch);
 };
 
 static inline int64_t panels(int64_t pixels) {
@@ -146,6 +226,20 @@ static inline int64_t naf_block_first_scratch(int64_t channels, const Tile& t) {
 constexpr int64_t SECOND_PANELS = 4;
 static inline int64_t naf_block_second_scratch(int64_t channels) {
   return 3 * SECOND_PANELS * PANEL * channels;
+}
+
+constexpr int64_t STRIP = 8;  // rows of a plane that the gated convolution makes at a time: they fit the first-level cache
+static inline int64_t gated_conv_plane_scratch(int64_t width, int64_t prior_width) {
+  return 5 * (STRIP + 4) * (width + 3 * PANEL) + prior_width + PANEL;
+}
+static inline int64_t gated_conv_rows_scratch(int64_t channels, int64_t width) {
+  return channels * (1 + 6 * width) + PANEL;
+}
+static inline int64_t slot_plane_floats(int64_t height, int64_t width) {
+  return (height + 2) * (width + 2) + PANEL;
+}
+static inline int64_t slot_conv_scratch(int64_t slots, int64_t kernel, int64_t height, int64_t width) {
+  return (2 * slots + 4) * slot_plane_floats(height, width) + 9 * kernel + PANEL;
 }
 
 const Kernels<float>& kernels(const float*);  // the best this processor has

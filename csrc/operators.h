@@ -19,4 +19,16 @@ void depthwise_gate(Tensor x, Tensor weight, Tensor bias, bool channels_last, Te
 // gated [N, C, H, W] of the dtype of x is memory to work in.
 void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor gated, Tensor y);
 
+// The prior may have another size than x: it is area-resized. Backward wants it at the size of x.
+void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor y);
+void gated_conv_backward(
+    Tensor dy, Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor dx, Tensor dprior,
+    Tensor dweight, Tensor dbias);
+// taking bool [N, T]: which tasks take part, if told, else written; mode: 0 hard, 1 multi, 2 soft; weights [N, T, S].
+void bank_retrieve(
+    Tensor query, Tensor keys, Tensor values, Tensor counts, double scale, bool told, int64_t mode, Tensor taking,
+    Tensor readout, Tensor scores, Tensor weights);
+void slot_conv(Tensor x, Tensor weight, Tensor bias, Tensor y);
+void slot_conv_backward(Tensor dy, Tensor x, Tensor weight, Tensor dx, Tensor dweight, Tensor dbias);
+
 }  // namespace r2r

@@ -15,6 +15,17 @@ STABLE_TORCH_LIBRARY(r2r_native, m) {
   m.def(
       "depthwise_gate(Tensor x, Tensor weight, Tensor bias, bool channels_last, Tensor(a!) gated, Tensor(b!) mean) -> ()");
   m.def("naf_block(Tensor x, Tensor[] params, float eps, bool channels_last, Tensor(a!) gated, Tensor(b!) y) -> ()");
+  m.def("gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor(a!) y) -> ()");
+  m.def(
+      "gated_conv_backward(Tensor dy, Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, "
+      "Tensor(a!) dx, Tensor(b!) dprior, Tensor(c!) dweight, Tensor(d!) dbias) -> ()");
+  m.def(
+      "bank_retrieve(Tensor query, Tensor keys, Tensor values, Tensor counts, float scale, bool told, int mode, "
+      "Tensor(a!) taking, Tensor(b!) readout, Tensor(c!) scores, Tensor(d!) weights) -> ()");
+  m.def("slot_conv(Tensor x, Tensor weight, Tensor bias, Tensor(a!) y) -> ()");
+  m.def(
+      "slot_conv_backward(Tensor dy, Tensor x, Tensor weight, Tensor(a!) dx, Tensor(b!) dweight, Tensor(c!) dbias) "
+      "-> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(r2r_native, CPU, m) {
@@ -24,6 +35,11 @@ STABLE_TORCH_LIBRARY_IMPL(r2r_native, CPU, m) {
   m.impl("simple_gate_backward", TORCH_BOX(&r2r::simple_gate_backward));
   m.impl("depthwise_gate", TORCH_BOX(&r2r::depthwise_gate));
   m.impl("naf_block", TORCH_BOX(&r2r::naf_block));
+  m.impl("gated_conv", TORCH_BOX(&r2r::gated_conv));
+  m.impl("gated_conv_backward", TORCH_BOX(&r2r::gated_conv_backward));
+  m.impl("bank_retrieve", TORCH_BOX(&r2r::bank_retrieve));
+  m.impl("slot_conv", TORCH_BOX(&r2r::slot_conv));
+  m.impl("slot_conv_backward", TORCH_BOX(&r2r::slot_conv_backward));
 }
 
 PYBIND11_MODULE(_C, module) {

@@ -67,8 +67,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     the training crop over 2^levels. similarity: "cosine" (with a learnt scale) or "published" (see `BankRetrieval`).
     residual: what the amalgamator sees of it, "mean" or "full". mixtures: images may carry several degradations;
     labels are then masks [N, T], and every task that scores above 0 takes part. matching: without mixtures, blind, the
-    best task's slots are mixed ("hard") or those of all tasks ("soft"). gate_kernel: 1 or 3. amalgamator: False leaves it
-    out; such a model restores, and trains on a fixed bank.
+    best task's slots are mixed ("hard") or those of all tasks ("soft"). gate_kernel: 1 or 3. amalgamator: False leaves
+    it out; such a model restores, and trains on a fixed bank.
     """
 
     eager = True
@@ -117,6 +117,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         self.fusion = GatedConv2d(deepest, gate_kernel, eager)
         self.decoder = Decoder(width, decoder_blocks, eager)
         self.ending = nn.Conv2d(width, 3, 3, padding=1)
+        for parameter in self.ending.parameters():
+            nn.init.zeros_(parameter)  # a new model gives back its input
         self.amalgamator: Amalgamator | None = None
         if amalgamator:
             self.amalgamator = Amalgamator(

@@ -27,10 +27,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     # trains on a laptop's CPU in minutes, on 64 x 64 crops
     "tiny": {
         "width": 8,
-        "encoder_blocks": (1, 1, 1, 4),
+        "encoder_blocks": (1, 1, 1, 2),
         "middle_blocks": 1,
         "decoder_blocks": (1, 1, 1, 1),
-        "memory_blocks": (1, 1, 1, 2),
+        "memory_blocks": (1, 1, 1, 1),
         "capacity": 20,
         "bank_size": 4,
     },

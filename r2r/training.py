@@ -99,6 +99,7 @@ class Trainer:
             if phase.epochs
         }
         self.model = build_model(config, self.mixtures).to(self.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = self._averaged() if config.ema else None
         self.phase, self.epoch, self.batch, self.step, self.best = "pretrain", 0, 0, 0, -math.inf
         self.rows: list[dict[str, Any]] = []
@@ -173,7 +174,8 @@ class Trainer:
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             torch.manual_seed(1_000_003 * self.config.seed + self.step)  # for the order of the bank's slots
-            batch = [x.to(self.device, non_blocking=True) for x in (lq, hq, labels)]
+            lq, hq = (x.to(self.device, memory_format=torch.channels_last, non_blocking=True) for x in (lq, hq))
+            batch = [lq, hq, labels.to(self.device, non_blocking=True)]
             tally.add(self._forward_backward(name, batch, stage, phase.accumulate))
             images += len(lq)
             self.batch += 1

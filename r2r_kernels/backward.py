@@ -51,6 +51,89 @@ def depthwise_gate(
     return _convolution(dhidden, x, weight, padding=1, groups=x.shape[1])
 
 
+def gated_conv(
+    dy: Tensor, x: Tensor, prior: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, prior (of the size of x), weight and bias."""
+    padding, groups = weight.shape[-1] // 2, x.shape[1]
+    both = torch.stack((x, prior), dim=2).flatten(1, 2)
+    logits = F.conv2d(both, weight, bias, padding=padding, groups=groups)
+    gate = logits.to(torch.promote_types(x.dtype, torch.float32)).sigmoid()
+    dlogits = (dy * (prior - x) * gate * (1 - gate)).to(x.dtype)
+    dboth, dweight, dbias = _convolution(dlogits, both, weight, padding, groups)
+    dx, dprior = dy * (1 - gate) + dboth[:, 0::2], dy * gate + dboth[:, 1::2]
+    return dx.to(x.dtype), dprior.to(x.dtype), dweight, dbias
+
+
+def area_resize(dy: Tensor, size: Sequence[int]) -> Tensor:
+    """Gradient of the images of `size` that were area-resized to those of dy: the averaging matrices, transposed."""
+
+    def averaging(inner: int, outer: int) -> Tensor:
+        place, pixel = torch.arange(outer, device=dy.device)[:, None], torch.arange(inner, device=dy.device)
+        inside = (pixel >= place * inner // outer) & (pixel < ((place + 1) * inner + outer - 1) // outer)
+        return (inside / inside.sum(1, keepdim=True)).to(torch.promote_types(dy.dtype, torch.float32))
+
+    down, across = averaging(size[0], dy.shape[2]), averaging(size[1], dy.shape[3])
+    return torch.matmul(down.T, torch.matmul(dy.to(across.dtype), across)).to(dy.dtype)
+
+
+def slot_conv(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias."""
+    groups = weight.shape[0] * weight.shape[1]
+    flat_dy, flat_x = (t.transpose(1, 2).reshape(1, groups, t.shape[1], *t.shape[3:]) for t in (dy, x))
+    ones, pads = [1, 1, 1], [0, 1, 1]
+    dx, dweight, dbias = torch.ops.aten.convolution_backward(
+        flat_dy, flat_x, weight.flatten(0, 1)[:, None], [groups], ones, pads, ones, False, [0, 0, 0], groups, [True] * 3
+    )
+    dx = dx.view(x.shape[0], x.shape[2], x.shape[1], *x.shape[3:]).transpose(1, 2)
+    return dx, dweight.view(weight.shape), dbias.view(weight.shape[:2])
+
+
+def _normalise(dunit: Tensor, unit: Tensor, x: Tensor) -> Tensor:
+    """Gradient of x, of which unit = x / max(|x|, 1e-12) along the last dimension."""
+    norm = x.norm(dim=-1, keepdim=True)
+    along = torch.where(norm > 1e-12, (dunit * unit).sum(-1, keepdim=True), 0)
+    return (dunit - unit * along) / norm.clamp(min=1e-12)
+
+
+def bank_retrieve(
+    dreadout: Tensor,
+    dscores: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    scale: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, keys, values and scale; weights [N, T, S] are the forward's. Matrix products of fixed order:
+    what a kernel could save is small beside them."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    number, tasks, slots = weights.shape
+    flat_query, flat_keys = query.to(wide).flatten(1), keys.to(wide).reshape(tasks * slots, -1)
+    unit_query, unit_keys = F.normalize(flat_query, dim=1), F.normalize(flat_keys, dim=1)
+    cosine = (unit_query @ unit_keys.T).view(weights.shape)
+
+    used = torch.arange(slots, device=counts.device) < counts[:, None]
+    smallest = torch.where(counts > 0, counts, slots).amin()
+    # Rank 0 is the largest similarity of a task; as many count as the smallest task holds.
+    similarity = (scale * cosine).masked_fill(~used, -torch.inf)
+    rank = similarity.argsort(dim=2, descending=True, stable=True).argsort(dim=2)
+    dsimilarity = torch.where((rank < smallest) & used, dscores[:, :, None] / smallest, 0)
+
+    flat_weights, dflat = weights.view(number, -1), dreadout.to(wide).flatten(1)
+    dweights = dflat @ values.to(wide).reshape(tasks * slots, -1).T
+    through = flat_weights * (dweights - (flat_weights * dweights).sum(1, keepdim=True))
+    dsimilarity = (dsimilarity + through.view(weights.shape)).flatten(1)
+
+    dcosine = dsimilarity * scale
+    dquery = _normalise(dcosine @ unit_keys, unit_query, flat_query).view(query.shape)
+    dkeys = _normalise(dcosine.T @ unit_query, unit_keys, flat_keys).view(keys.shape)
+    dvalues = (flat_weights.T @ dflat).view(values.shape)
+    dscale = (dsimilarity * cosine.flatten(1)).sum()
+    return dquery.to(query.dtype), dkeys.to(keys.dtype), dvalues.to(values.dtype), dscale.to(scale.dtype)
+
+
 def _scaled_convolution(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from r2r_kernels import library  # noqa: F401  (registers torch.ops.r2r)
-from r2r_kernels.reference import NAFBlockParams, bank_retrieve, gated_conv, slot_conv, task_mask
+from r2r_kernels.reference import Mode, NAFBlockParams, task_mask
 
 __all__ = [
     "NAFBlockParams",
@@ -100,3 +100,133 @@ def naf_block(x: Tensor, params: NAFBlockParams, eps: float = 1e-6) -> Tensor:
     for name, parameter, shape in zip(NAFBlockParams._fields, params, shapes, strict=True):
         _check_parameter(name, parameter, shape, x)
     return torch.ops.r2r.naf_block(x, list(params), eps)
+
+
+def gated_conv(x: Tensor, prior: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Blend x with the prior through a gate computed from both (R2R, section 3.4), in one pass.
+
+    x [N, C, H, W]; prior [N, C, H, W], or [N, C, h, w] which is then area-resized; weight [C, 2, k, k], k = 1 or 3;
+    bias [C] -> [N, C, H, W].
+    """
+    _check_images("x", x)
+    _check_images("prior", prior)
+    n, channels = x.shape[:2]
+    if prior.shape[:2] != (n, channels) or not (prior.shape[2] and prior.shape[3]):
+        wanted = f"[{n}, {channels}, h, w] with h, w >= 1"
+        raise ValueError(f"prior must be {wanted} to fit x {list(x.shape)}, got {list(prior.shape)}")
+    _check_parameter("prior", prior, tuple(prior.shape), x)
+    kernel = 1 if isinstance(weight, Tensor) and weight.shape[-1:] == (1,) else 3
+    if isinstance(weight, Tensor) and weight.shape != (channels, 2, kernel, kernel):
+        wanted = f"[{channels}, 2, k, k] with k = 1 or 3"
+        raise ValueError(f"weight must be {wanted} to fit x {list(x.shape)}, got {list(weight.shape)}")
+    _check_parameter("weight", weight, (channels, 2, kernel, kernel), x)
+    _check_parameter("bias", bias, (channels,), x)
+    return torch.ops.r2r.gated_conv(x, prior, weight, bias)
+
+
+def _check_slots(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dim() != 5:
+        raise ValueError(f"{name} must be [T, S, C, h, w], got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be of a float dtype, got {x.dtype}")
+
+
+def slot_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Depthwise (k, 3, 3) convolution along the slots, with weights of its own for each task (R2R, section 3.2).
+
+    x [T, S, C, h, w], weight [T, C, k, 3, 3], bias [T, C] -> [T, S - k + 1, C, h, w], contiguous. Zero padding in space
+    only.
+    """
+    _check_slots("x", x)
+    tasks, slots, channels = x.shape[:3]
+    kernel = weight.shape[2] if isinstance(weight, Tensor) and weight.dim() == 5 else 1
+    if not 1 <= kernel <= slots:
+        raise ValueError(f"weight must have 1 to {slots} slots as x {list(x.shape)} has, got {list(weight.shape)}")
+    _check_parameter("weight", weight, (tasks, channels, kernel, 3, 3), x)
+    _check_parameter("bias", bias, (tasks, channels), x)
+    return torch.ops.r2r.slot_conv(x, weight, bias)
+
+
+def _check_told(task: Tensor | int, number: int, tasks: int, device: torch.device) -> Tensor:
+    """The told task as a tensor on `device`; what the host knows is checked here, the rest by the operator."""
+    if not isinstance(task, Tensor):
+        if isinstance(task, bool) or not isinstance(task, int):
+            raise TypeError(f"task must be an index, a tensor or None, got {type(task).__name__}")
+        if not 0 <= task < tasks:
+            raise ValueError(f"told tasks must be 0 to {tasks - 1}, got {task}")
+        return torch.full((), task, dtype=torch.int64, device=device)
+    if task.dtype == torch.bool:
+        wanted: tuple[tuple[int, ...], ...] = ((number, tasks), (1, tasks), (tasks,))
+    elif task.is_floating_point() or task.is_complex():
+        raise TypeError(f"task must be of an integer dtype or bool, got {task.dtype}")
+    else:
+        wanted = ((number,), (1,), ())
+    if tuple(task.shape) not in wanted:
+        raise ValueError(f"task must be {list(wanted[0])} for {number} queries, got {list(task.shape)}")
+    if task.device != device:
+        if task.device.type != "cpu":
+            raise ValueError(f"task must be on {device} as query is, got {task.device}")
+        if task.dtype != torch.bool and not ((task >= 0) & (task < tasks)).all():
+            raise ValueError(f"told tasks must be 0 to {tasks - 1}, got {task.tolist()}")
+    return task.to(device, non_blocking=True)
+
+
+def bank_retrieve(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    scale: Tensor | float,
+    task: Tensor | int | None = None,
+    mode: Mode = "hard",
+) -> tuple[Tensor, Tensor]:
+    """Retrieve from the bank what fits the query (R2R, section 3.3); see `reference.bank_retrieve` for the meaning.
+
+    query [N, Ck, h, w]; keys [T, S, Ck, h, w]; values [T, S, Cv, h, w]; counts int64 [T], the slots in use of each
+    task; scale, a number or a 0-d tensor; task: None, an index, indices [N], or a bool mask [N, T]; mode "hard",
+    "multi" or "soft". Under autocast the query takes the bank's dtype. Returns the readout [N, Cv, h, w] and the scores
+    [N, T].
+
+    Tasks told by a tensor on a GPU, and whether they hold slots, are checked there, as the host must not wait: the
+    device stops with an assertion, seen as a RuntimeError at the next synchronisation. All else is a ValueError or a
+    TypeError.
+    """
+    _check_images("query", query)
+    _check_slots("keys", keys)
+    _check_slots("values", values)
+    tasks, slots = keys.shape[:2]
+    if keys.shape[2:] != query.shape[1:]:
+        raise ValueError(f"keys must be {['T', 'S', *query.shape[1:]]} to fit the query, got {list(keys.shape)}")
+    if values.shape[:2] != keys.shape[:2] or values.shape[3:] != keys.shape[3:]:
+        wanted = [tasks, slots, "Cv", *keys.shape[3:]]
+        raise ValueError(f"values must be {wanted} to fit the keys, got {list(values.shape)}")
+    if not tasks or not slots:
+        raise ValueError(f"keys must hold a task and a slot at least, got {list(keys.shape)}")
+    if not isinstance(counts, Tensor) or counts.dtype != torch.int64:
+        raise TypeError(f"counts must be an int64 tensor, got {getattr(counts, 'dtype', type(counts).__name__)}")
+    if counts.shape != (tasks,):
+        raise ValueError(f"counts must be {[tasks]} to fit the keys, got {list(counts.shape)}")
+    if mode not in ("hard", "multi", "soft"):
+        raise ValueError(f'mode must be "hard", "multi" or "soft", got {mode!r}')
+    for name, tensor in (("keys", keys), ("values", values), ("counts", counts)):
+        if tensor.device != query.device:
+            raise ValueError(f"{name} must be on {query.device} as query is, got {tensor.device}")
+    if values.dtype != keys.dtype:
+        raise TypeError(f"values must be {keys.dtype} as keys are, got {values.dtype}")
+    if query.dtype != keys.dtype:
+        if not torch.is_autocast_enabled(query.device.type):
+            raise TypeError(f"keys must be {query.dtype} as query is, got {keys.dtype}")
+        query = query.to(keys.dtype)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    if not isinstance(scale, Tensor):
+        scale = torch.full((), float(scale), dtype=wide, device=query.device)
+    elif scale.dim() or not scale.is_floating_point() or scale.device != query.device:
+        raise ValueError(
+            f"scale must be a number or a 0-d float tensor on {query.device}, got {scale.dtype} {list(scale.shape)} on "
+            f"{scale.device}"
+        )
+    told = None if task is None else _check_told(task, len(query), tasks, query.device)
+    readout, scores, _ = torch.ops.r2r.bank_retrieve(query, keys, values, counts, scale, told, mode)
+    return readout, scores

@@ -9,6 +9,7 @@ cannot run is then an error. Every result has the memory format of the operator'
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -254,6 +255,185 @@ def _naf_block_backward_fake(dy: Tensor, x: Tensor, mean: Tensor, params: Sequen
     return [_empty(x, x.shape[1]), *(p.new_empty(p.shape) for p in params)]
 
 
+def _gated_conv_native(x: Tensor) -> bool:
+    """Whether the C++ or CUDA kernel runs on x; there is none in Triton."""
+    forced = os.environ.get("R2R_KERNELS")
+    if x.device.type == "cuda" and forced != "reference" and x.numel() and x.dtype in _TRITON_DTYPES:
+        module = extension.module()
+        return bool(module and module.cuda_architectures)
+    return forced != "triton" and implementation(x) == "native"
+
+
+def _gated_conv(x: Tensor, prior: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if _gated_conv_native(x):
+        y = _empty(x, x.shape[1])
+        _NATIVE.gated_conv(_dense(x, x), _dense(prior, x), weight.contiguous(), bias.contiguous(), _channels_last(x), y)
+        return y
+    return _dense(reference.gated_conv(x, prior, weight, bias), x)
+
+
+def _gated_conv_fake(x: Tensor, prior: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return _empty(x, x.shape[1])
+
+
+def _gated_conv_backward(
+    dy: Tensor, x: Tensor, prior: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    resized = prior
+    if prior.shape[2:] != x.shape[2:]:
+        resized = torch.nn.functional.adaptive_avg_pool2d(prior, (x.shape[2], x.shape[3]))
+    if _gated_conv_native(x):
+        weight, bias = weight.contiguous(), bias.contiguous()
+        dx, dprior = _empty(x, x.shape[1]), _empty(x, x.shape[1])
+        dweight, dbias = torch.empty_like(weight, dtype=torch.float32), torch.empty_like(bias, dtype=torch.float32)
+        _NATIVE.gated_conv_backward(
+            _dense(dy, x), _dense(x, x), _dense(resized, x), weight, bias, _channels_last(x), dx, dprior, dweight, dbias
+        )
+    else:
+        dx, dprior, dweight, dbias = backward.gated_conv(dy, x, resized, weight, bias)
+    if resized is not prior:
+        dprior = backward.area_resize(dprior, prior.shape[2:])
+    return _dense(dx, x), _dense(dprior, x), dweight.to(weight.dtype).contiguous(), dbias.to(bias.dtype)
+
+
+def _gated_conv_backward_fake(
+    dy: Tensor, x: Tensor, prior: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dprior = torch.empty(prior.shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
+    return _empty(x, x.shape[1]), dprior, weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
+def _slot_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    chosen = implementation(x)
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+    if not x.numel():
+        return _slot_conv_fake(x, weight, bias)
+    if chosen == "triton":
+        return _triton("slot_conv").forward(x, weight, bias)
+    if chosen == "native":
+        y = _slot_conv_fake(x, weight, bias)
+        _NATIVE.slot_conv(x, weight, bias, y)
+        return y
+    return reference.slot_conv(x, weight, bias).contiguous()
+
+
+def _slot_conv_fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1] - weight.shape[2] + 1, *x.shape[2:]))
+
+
+def _slot_conv_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = implementation(x)
+    dy, x, weight = dy.contiguous(), x.contiguous(), weight.contiguous()
+    if not x.numel():
+        return torch.zeros_like(x), torch.zeros_like(weight), weight.new_zeros(weight.shape[:2])
+    if chosen == "triton":
+        return _triton("slot_conv").backward(dy, x, weight)
+    if chosen == "native":
+        dx, dweight = torch.empty_like(x), torch.empty_like(weight, dtype=torch.float32)
+        dbias = weight.new_empty(weight.shape[:2], dtype=torch.float32)
+        _NATIVE.slot_conv_backward(dy, x, weight, dx, dweight, dbias)
+        return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+    dx, dweight, dbias = backward.slot_conv(dy, x, weight)
+    return dx.contiguous(), dweight.contiguous(), dbias.contiguous()
+
+
+def _slot_conv_backward_fake(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[:2])
+
+
+def _require(condition: Tensor, message: str) -> None:
+    """ValueError on a CPU; on a GPU the device stops with an assertion, because the host must not wait to find out."""
+    if condition.device.type == "cpu":
+        if not condition:
+            raise ValueError(message)
+    else:
+        torch._assert_async(condition, message)
+
+
+def _told_mask(task: Tensor, query: Tensor, counts: Tensor) -> Tensor:
+    """Told tasks (indices, one or [N], or a mask [T] or [N, T]) as a mask [N, T]."""
+    shape = (query.shape[0], counts.shape[0])
+    if task.dtype == torch.bool:
+        return task.expand(shape).contiguous()
+    _require(((task >= 0) & (task < shape[1])).all(), f"told tasks must be 0 to {shape[1] - 1}")
+    return task.expand(shape[0])[:, None] == torch.arange(shape[1], device=task.device)
+
+
+def _bank_retrieve(
+    query: Tensor, keys: Tensor, values: Tensor, counts: Tensor, scale: Tensor, task: Tensor | None, mode: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = implementation(query)
+    if counts.device.type == "cpu":  # on a GPU the kernels hold counts below the number of slots
+        _require(((counts >= 0) & (counts <= keys.shape[1])).all(), f"counts must be 0 to {keys.shape[1]}")
+    told = None if task is None else _told_mask(task, query, counts)
+    part = torch.ones_like(counts, dtype=torch.bool) if told is None else told
+    if query.shape[0]:
+        _require((part & (counts > 0)).any(-1).all(), "a task that takes part holds no slots in the bank")
+    if chosen != "reference" and keys.numel() and values.numel():
+        query, keys, values, counts = (t.contiguous() for t in (query, keys, values, counts))
+        if chosen == "triton":
+            return _triton("bank_retrieve").forward(query, keys, values, counts, scale, told, mode)
+        readout, scores, weights = _bank_retrieve_fake(query, keys, values, counts, scale, task, mode)
+        taking = torch.empty(scores.shape, dtype=torch.bool) if told is None else told
+        number = ("hard", "multi", "soft").index(mode)
+        _NATIVE.bank_retrieve(
+            query, keys, values, counts, scale.item(), told is not None, number, taking, readout, scores, weights
+        )
+        return readout, scores, weights
+    return _bank_retrieve_plain(query, keys, values, counts, scale, told, mode)
+
+
+def _bank_retrieve_plain(
+    query: Tensor, keys: Tensor, values: Tensor, counts: Tensor, scale: Tensor, told: Tensor | None, mode: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    # The identity as values reads out the weights.
+    tasks, slots = keys.shape[:2]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    slot = torch.eye(tasks * slots, dtype=wide, device=keys.device).view(tasks, slots, tasks * slots, 1, 1)
+    weights, scores = reference.bank_retrieve(query, keys, slot, counts, scale, told, mode)
+    readout = weights.flatten(1) @ values.to(wide).flatten(0, 1).flatten(1)
+    shape = (query.shape[0], *values.shape[2:])
+    return readout.view(shape).to(values.dtype), scores, weights.reshape(-1, tasks, slots)
+
+
+def _bank_retrieve_fake(
+    query: Tensor, keys: Tensor, values: Tensor, counts: Tensor, scale: Tensor, task: Tensor | None, mode: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, (tasks, slots) = query.shape[0], keys.shape[:2]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    readout = values.new_empty((n, *values.shape[2:]))
+    return readout, query.new_empty((n, tasks), dtype=wide), query.new_empty((n, tasks, slots), dtype=wide)
+
+
+def _bank_retrieve_backward(
+    dreadout: Tensor,
+    dscores: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    scale: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradients = backward.bank_retrieve(dreadout, dscores, query, keys, values, counts, scale, weights)
+    dquery, dkeys, dvalues, dscale = (g.contiguous() for g in gradients)
+    return dquery, dkeys, dvalues, dscale
+
+
+def _bank_retrieve_backward_fake(
+    dreadout: Tensor,
+    dscores: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    scale: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dquery, dkeys, dvalues = (t.new_empty(t.shape) for t in (query, keys, values))
+    return dquery, dkeys, dvalues, scale.new_empty(())
+
+
 _DEFINITIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "layer_norm_2d(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)": (
         _layer_norm_2d,
@@ -280,6 +460,21 @@ _DEFINITIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "naf_block_backward(Tensor dy, Tensor x, Tensor mean, Tensor[] params, float eps) -> Tensor[]": (
         _naf_block_backward,
         _naf_block_backward_fake,
+    ),
+    "gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias) -> Tensor": (_gated_conv, _gated_conv_fake),
+    "gated_conv_backward(Tensor dy, Tensor x, Tensor prior, Tensor weight, Tensor bias)"
+    " -> (Tensor, Tensor, Tensor, Tensor)": (_gated_conv_backward, _gated_conv_backward_fake),
+    "slot_conv(Tensor x, Tensor weight, Tensor bias) -> Tensor": (_slot_conv, _slot_conv_fake),
+    "slot_conv_backward(Tensor dy, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)": (
+        _slot_conv_backward,
+        _slot_conv_backward_fake,
+    ),
+    "bank_retrieve(Tensor query, Tensor keys, Tensor values, Tensor counts, Tensor scale, Tensor? task, str mode)"
+    " -> (Tensor, Tensor, Tensor)": (_bank_retrieve, _bank_retrieve_fake),
+    "bank_retrieve_backward(Tensor dreadout, Tensor dscores, Tensor query, Tensor keys, Tensor values, Tensor counts,"
+    " Tensor scale, Tensor weights) -> (Tensor, Tensor, Tensor, Tensor)": (
+        _bank_retrieve_backward,
+        _bank_retrieve_backward_fake,
     ),
 }
 
@@ -352,6 +547,48 @@ class _NAFBlock(torch.autograd.Function):
         return (dx, None, *gradients)
 
 
+class _GatedConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, prior: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, prior, weight, bias)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _OPS.gated_conv(x, prior, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        return _OPS.gated_conv_backward(dy, *ctx.saved_tensors)
+
+
+class _SlotConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _OPS.slot_conv(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        return _OPS.slot_conv_backward(dy, *ctx.saved_tensors)
+
+
+class _BankRetrieve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            readout, scores, weights = _OPS.bank_retrieve(*args)
+        ctx.save_for_backward(*args[:5], weights)
+        ctx.mark_non_differentiable(weights)
+        return readout, scores, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dreadout: Tensor, dscores: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        dquery, dkeys, dvalues, dscale = _OPS.bank_retrieve_backward(dreadout, dscores, *ctx.saved_tensors)
+        return dquery, dkeys, dvalues, None, dscale, None, None
+
+
 def _differentiable(name: str, apply: Callable[..., Any]) -> None:
     operator = getattr(_OPS, name).default
 
@@ -367,6 +604,9 @@ def _differentiable(name: str, apply: Callable[..., Any]) -> None:
 
 _differentiable("layer_norm_2d", _LayerNorm2d.apply)
 _differentiable("simple_gate", _SimpleGate.apply)
+_differentiable("gated_conv", _GatedConv.apply)
+_differentiable("slot_conv", _SlotConv.apply)
+_differentiable("bank_retrieve", _BankRetrieve.apply)
 _differentiable("depthwise_gate", _DepthwiseGate.apply)
 _differentiable("naf_block", lambda x, params, eps: _NAFBlock.apply(x, eps, *params))
 
@@ -400,6 +640,8 @@ def _autocast(name: str, norm: bool = False) -> None:
 
 _autocast("layer_norm_2d", norm=True)
 _autocast("depthwise_gate")
+_autocast("gated_conv")
+_autocast("slot_conv")
 _autocast("naf_block")
 
 
@@ -410,6 +652,41 @@ _autocast("naf_block")
 def _depthwise_gate_flops(x: Sequence[int], *_: Any, **__: Any) -> int:
     n, c, h, w = x
     return 2 * n * c * h * w * 9
+
+
+@register_flop_formula(_OPS.gated_conv)
+def _gated_conv_flops(x: Sequence[int], prior: Any, weight: Sequence[int], *_: Any, **__: Any) -> int:
+    n, _c, h, w = x
+    return 2 * n * h * w * math.prod(weight)
+
+
+@register_flop_formula(_OPS.gated_conv_backward)
+def _gated_conv_backward_flops(dy: Any, x: Sequence[int], prior: Any, weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 3 * _gated_conv_flops(x, prior, weight)
+
+
+@register_flop_formula(_OPS.slot_conv)
+def _slot_conv_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    _t, slots, _c, h, w = x
+    return 2 * (slots - weight[2] + 1) * h * w * math.prod(weight)
+
+
+@register_flop_formula(_OPS.slot_conv_backward)
+def _slot_conv_backward_flops(dy: Any, x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * _slot_conv_flops(x, weight)
+
+
+@register_flop_formula(_OPS.bank_retrieve)
+def _bank_retrieve_flops(query: Sequence[int], keys: Sequence[int], values: Sequence[int], *_: Any, **__: Any) -> int:
+    """As if one task took part for each sample."""
+    return 2 * query[0] * (math.prod(keys) + math.prod(values[1:]))
+
+
+@register_flop_formula(_OPS.bank_retrieve_backward)
+def _bank_retrieve_backward_flops(
+    dreadout: Any, dscores: Any, query: Sequence[int], keys: Sequence[int], values: Sequence[int], *_: Any, **__: Any
+) -> int:
+    return 2 * query[0] * (3 * math.prod(keys) + 2 * math.prod(values))
 
 
 @register_flop_formula(_OPS.depthwise_gate_backward)

@@ -39,10 +39,10 @@ def tiny_model() -> R2R:
 
 
 def fill_randomly(model: R2R) -> None:
-    """Give a new model NAF blocks that do something and a bank that holds something."""
+    """Give a new model NAF blocks and an output that do something and a bank that holds something."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("beta", "gamma")):
+            if name.endswith(("beta", "gamma")) or name.startswith("ending."):
                 parameter.normal_(std=0.3)
     bank = model.bank
     present = torch.ones(len(bank.tasks), dtype=torch.bool)

@@ -39,7 +39,7 @@ def answers(operator: Operator, ops: ModuleType, tensors: Sequence[Tensor]) -> l
     leaves = [t.detach().requires_grad_() for t in tensors]
     results = operator(ops, leaves)
     random = torch.Generator().manual_seed(0)
-    upstream = [torch.randn(r.shape, generator=random).to(tensors[0].dtype).to(r.dtype) for r in results]
+    upstream = [torch.randn(r.shape, generator=random).to(tensors[0].dtype).to(r) for r in results]
     images, *parameters = torch.autograd.grad(results, leaves, upstream)
     return [*([r.detach()] for r in results), [images], parameters]
 

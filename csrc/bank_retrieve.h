@@ -1,0 +1,61 @@
+// The two readings of the bank: of the keys, for similarities, and of the values that take part, for the readout. Each
+// key and value is read from memory once for all samples.
+#pragma once
+
+#include "vec.h"
+
+namespace r2r::R2R_ISA {
+
+// out[n] = the dot product of key and queries[n], [depth] each; returns that of key with itself.
+template <class T>
+float dot_products(const T* key, int64_t depth, const float* queries, int64_t count, float* out) {
+  constexpr int BLOCK = 4, STEP = 2 * WIDTH;
+  float square = 0;
+  const auto some = [&]<int N>(int64_t n, bool with_square) __attribute__((always_inline)) {
+    vec sums[N][2] = {}, squares[2] = {};
+    const float* query = queries + n * depth;
+    for (int64_t i = 0; i < depth; i += STEP) {
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; half++) {
+        const int64_t at = i + half * WIDTH, left = depth - at;
+        if (left <= 0) break;
+        const vec k = load_upto(key + at, left);
+        squares[half] += k * k;
+#pragma GCC unroll 4
+        for (int m = 0; m < N; m++) sums[m][half] += k * load_upto(query + m * depth + at, left);
+      }
+    }
+    for (int m = 0; m < N; m++) out[n + m] = sum(sums[m][0] + sums[m][1]);
+    if (with_square) square = sum(squares[0] + squares[1]);
+  };
+  int64_t n = 0;
+  for (; n + BLOCK <= count; n += BLOCK) some.template operator()<BLOCK>(n, n == 0);
+  for (; n < count; n++) some.template operator()<1>(n, n == 0);
+  return square;
+}
+
+// totals[m] [length] += the sum over slots of weights[m][slot] * the slot's row of values; rows are `stride` apart.
+template <class T>
+void add_weighted(
+    const T* values, int64_t stride, int64_t slots, int64_t length, const float* const* weights, float* const* totals,
+    int64_t count) {
+  constexpr int BLOCK = 4;
+  const auto some = [&]<int S>(int64_t slot) __attribute__((always_inline)) {
+    const T* rows = values + slot * stride;
+    for (int64_t i = 0; i < length; i += WIDTH) {
+      const int64_t left = length - i;
+      vec row[S];
+      for (int s = 0; s < S; s++) row[s] = load_upto(rows + s * stride + i, left);
+      for (int64_t m = 0; m < count; m++) {
+        vec total = load_upto(totals[m] + i, left);
+        for (int s = 0; s < S; s++) total += weights[m][slot + s] * row[s];
+        store_upto(totals[m] + i, total, left);
+      }
+    }
+  };
+  int64_t slot = 0;
+  for (; slot + BLOCK <= slots; slot += BLOCK) some.template operator()<BLOCK>(slot);
+  for (; slot < slots; slot++) some.template operator()<1>(slot);
+}
+
+}  // namespace r2r::R2R_ISA

@@ -1,0 +1,141 @@
+#include <cmath>
+#include <limits>
+
+#include "operators.h"
+
+namespace r2r {
+
+namespace {
+
+constexpr float INFINITE = std::numeric_limits<float>::infinity();
+constexpr float EPS = 1e-12f;  // of torch.nn.functional.normalize
+
+enum Mode { HARD, MULTI, SOFT };
+
+// What is decided for one sample, from its similarities [tasks, slots]: they become weights, in place.
+struct Selection {
+  const int64_t* counts;
+  int64_t tasks;
+  int64_t slots;
+
+  // The mean of the `smallest` largest similarities of each task, -inf where it holds no slots.
+  void score(const float* similarity, int64_t smallest, float* scores) const {
+    std::vector<float> sorted;
+    for (int64_t t = 0; t < tasks; t++) {
+      const float* own = similarity + t * slots;
+      if (counts[t] > smallest) {
+        sorted.assign(own, own + counts[t]);
+        std::nth_element(sorted.begin(), sorted.begin() + (smallest - 1), sorted.end(), std::greater<float>());
+        own = sorted.data();
+      }
+      double total = 0;
+      for (int64_t s = 0; s < smallest && counts[t] > 0; s++) total += own[s];
+      scores[t] = counts[t] > 0 ? static_cast<float>(total / static_cast<double>(smallest)) : -INFINITE;
+    }
+  }
+
+  void choose(const float* scores, int64_t mode, bool* taking) const {
+    int64_t best = 0;  // the first NaN, as argmax, or the first largest
+    bool above = false;
+    for (int64_t t = 0; t < tasks; t++) {
+      above = above || scores[t] > 0;
+      if (!std::isnan(scores[best]) && (std::isnan(scores[t]) || scores[t] > scores[best])) best = t;
+    }
+    for (int64_t t = 0; t < tasks; t++) {
+      if (mode == SOFT) {
+        taking[t] = scores[t] > -INFINITE;
+      } else {
+        taking[t] = mode == MULTI && above ? scores[t] > 0 : t == best;
+      }
+    }
+  }
+
+  void weigh(const bool* taking, float* weights) const {
+    float largest = -INFINITE;
+    for (int64_t t = 0; t < tasks; t++) {
+      for (int64_t s = 0; s < counts[t] && taking[t]; s++) largest = std::max(largest, weights[t * slots + s]);
+    }
+    double total = 0;
+    for (int64_t i = 0; i < tasks * slots; i++) {
+      const bool used = taking[i / slots] && i % slots < counts[i / slots];
+      weights[i] = used ? std::exp(weights[i] - largest) : 0.0f;
+      total += weights[i];
+    }
+    for (int64_t i = 0; i < tasks * slots; i++) weights[i] = static_cast<float>(weights[i] / total);
+  }
+};
+
+}  // namespace
+
+void bank_retrieve(
+    Tensor query, Tensor keys, Tensor values, Tensor counts, double scale, bool told, int64_t mode, Tensor taking,
+    Tensor readout, Tensor scores, Tensor weights) {
+  for_dtype(query, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    const int64_t number = query.size(0), tasks = keys.size(0), slots = keys.size(1);
+    const int64_t depth = keys.numel() / std::max<int64_t>(1, tasks * slots), length = readout.numel() / number;
+    const Selection selection{data<const int64_t>(counts), tasks, slots};
+
+    std::vector<float> queries(number * depth);
+    kernels(tag).widen(data<const T>(query), queries.data(), number * depth);
+    for (int64_t n = 0; n < number; n++) {
+      float *own = queries.data() + n * depth, unused;
+      const float norm = std::sqrt(kernels(own).dot_products(own, depth, own, 1, &unused));
+      for (int64_t i = 0; i < depth; i++) own[i] /= std::max(norm, EPS);
+    }
+
+    float* similarity = data<float>(weights);
+    const T* all_keys = data<const T>(keys);
+    parallel(tasks * slots, [&](int64_t begin, int64_t end) {
+      std::vector<float> dots(number);
+      for (int64_t i = begin; i < end; i++) {
+        if (i % slots >= selection.counts[i / slots]) continue;
+        const float square = kernels(tag).dot_products(all_keys + i * depth, depth, queries.data(), number, dots.data());
+        const float factor = static_cast<float>(scale) / std::max(std::sqrt(square), EPS);
+        for (int64_t n = 0; n < number; n++) similarity[n * tasks * slots + i] = factor * dots[n];
+      }
+    });
+
+    int64_t smallest = slots;
+    for (int64_t t = 0; t < tasks; t++) {
+      if (selection.counts[t] > 0) smallest = std::min(smallest, selection.counts[t]);
+    }
+    bool* part = data<bool>(taking);
+    for (int64_t n = 0; n < number; n++) {
+      float *own = similarity + n * tasks * slots, *own_scores = data<float>(scores) + n * tasks;
+      selection.score(own, smallest, own_scores);
+      if (!told) selection.choose(own_scores, mode, part + n * tasks);
+      selection.weigh(part + n * tasks, own);
+    }
+
+    constexpr int64_t BLOCK = 2048;  // of the readout of all samples, in the first-level cache
+    const T* all_values = data<const T>(values);
+    T* out = data<T>(readout);
+    parallel((length + BLOCK - 1) / BLOCK, [&](int64_t begin, int64_t end) {
+      std::vector<float> totals(number * BLOCK);
+      std::vector<const float*> own_weights(number);
+      std::vector<float*> own_totals(number);
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t first = i * BLOCK, valid = std::min(BLOCK, length - first);
+        std::fill(totals.begin(), totals.end(), 0.0f);
+        for (int64_t t = 0; t < tasks; t++) {
+          int64_t count = 0;
+          for (int64_t n = 0; n < number; n++) {
+            if (!part[n * tasks + t]) continue;
+            own_weights[count] = similarity + (n * tasks + t) * slots;
+            own_totals[count++] = totals.data() + n * BLOCK;
+          }
+          if (!count) continue;
+          kernels(tag).add_weighted(
+              all_values + t * slots * length + first, length, selection.counts[t], valid, own_weights.data(),
+              own_totals.data(), count);
+        }
+        for (int64_t n = 0; n < number; n++) {
+          kernels(tag).narrow(totals.data() + n * BLOCK, out + n * length + first, valid);
+        }
+      }
+    });
+  });
+}
+
+}  // namespace r2r

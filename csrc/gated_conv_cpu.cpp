@@ -1,0 +1,112 @@
+#include "operators.h"
+
+namespace r2r {
+
+namespace {
+
+// Taps as the kernels want them: [C, 2 K K] for planes, [2 K K, C] for channels_last.
+class Taps {
+ public:
+  Taps(const float* weight, int64_t channels, int64_t taps, bool channels_last) : weight_(weight) {
+    if (!channels_last) return;
+    turned_.resize(channels * taps);
+    for (int64_t c = 0; c < channels; c++) {
+      for (int64_t t = 0; t < taps; t++) turned_[t * channels + c] = weight[c * taps + t];
+    }
+    weight_ = turned_.data();
+  }
+  const float* data() const {
+    return weight_;
+  }
+
+ private:
+  const float* weight_;
+  std::vector<float> turned_;
+};
+
+// Rows of channels_last that one task makes: enough that the rows above and below it cost little.
+constexpr int64_t ROWS = 8;
+
+}  // namespace
+
+void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor y) {
+  for_dtype(x, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    Floats floats;
+    const int64_t kernel = weight.size(2), images = x.size(0);
+    const Taps taps(floats(weight), x.size(1), 2 * kernel * kernel, channels_last);
+    GatedConv<T> op{
+        data<const T>(x), data<const T>(prior), data<T>(y), taps.data(), floats(bias), x.size(1), x.size(2), x.size(3),
+        prior.size(2), prior.size(3), kernel, nullptr};
+    std::vector<int64_t> columns;
+    if (op.prior_height != op.height || op.prior_width != op.width) {
+      for (int64_t i = 0; i < op.width; i++) {
+        columns.push_back(i * op.prior_width / op.width);
+        columns.push_back(((i + 1) * op.prior_width + op.width - 1) / op.width);
+      }
+      op.columns = columns.data();
+    }
+    if (channels_last) {
+      const int64_t strips = (op.height + ROWS - 1) / ROWS;
+      parallel(images * strips, [&](int64_t begin, int64_t end) {
+        float* memory = scratch(gated_conv_rows_scratch(op.channels, op.width));
+        for (int64_t i = begin; i < end; i++) {
+          const int64_t top = i % strips * ROWS;
+          kernels(tag).gated_conv_rows(op, i / strips, top, std::min(op.height, top + ROWS), memory);
+        }
+      });
+    } else {
+      parallel(images * op.channels, [&](int64_t begin, int64_t end) {
+        float* memory = scratch(gated_conv_plane_scratch(op.width, op.prior_width));
+        for (int64_t i = begin; i < end; i++) kernels(tag).gated_conv_plane(op, i, memory);
+      });
+    }
+  });
+}
+
+void gated_conv_backward(
+    Tensor dy, Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor dx, Tensor dprior,
+    Tensor dweight, Tensor dbias) {
+  for_dtype(x, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    Floats floats;
+    const int64_t kernel = weight.size(2), images = x.size(0), taps = 2 * kernel * kernel;
+    const Taps turned(floats(weight), x.size(1), taps, channels_last);
+    const GatedConvBackward<T> op{
+        data<const T>(dy), data<const T>(x), data<const T>(prior), data<T>(dx), data<T>(dprior), turned.data(),
+        floats(bias), x.size(1), x.size(2), x.size(3), kernel};
+    // The sums of each task are kept and added in their order, so that two runs agree.
+    const int64_t strips = channels_last ? (op.height + ROWS - 1) / ROWS : 1;
+    const int64_t sums = taps + 1;
+    std::vector<float> partial(images * strips * sums * op.channels);
+    if (channels_last) {
+      parallel(images * strips, [&](int64_t begin, int64_t end) {
+        float* memory = scratch(gated_conv_rows_scratch(op.channels, op.width));
+        for (int64_t i = begin; i < end; i++) {
+          const int64_t top = i % strips * ROWS;
+          kernels(tag).gated_conv_rows_backward(
+              op, i / strips, top, std::min(op.height, top + ROWS), partial.data() + i * sums * op.channels, memory);
+        }
+      });
+    } else {
+      parallel(images * op.channels, [&](int64_t begin, int64_t end) {
+        float* memory = scratch(gated_conv_plane_scratch(op.width, op.width));
+        for (int64_t i = begin; i < end; i++) {
+          kernels(tag).gated_conv_plane_backward(op, i, partial.data() + i * sums, memory);
+        }
+      });
+    }
+    float *to_weight = data<float>(dweight), *to_bias = data<float>(dbias);
+    for (int64_t c = 0; c < op.channels; c++) {
+      for (int64_t t = 0; t < sums; t++) {
+        double total = 0;
+        for (int64_t i = 0; i < images * strips; i++) {
+          total += partial[channels_last ? (i * sums + t) * op.channels + c : (i * op.channels + c) * sums + t];
+        }
+        (t < taps ? to_weight[c * taps + t] : to_bias[c]) = static_cast<float>(total);
+      }
+    }
+  });
+}
+
+}  // namespace r2r

@@ -1,0 +1,21 @@
+"""What the operators that multiply matrices share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def precision(x: Tensor) -> str:
+    """How `tl.dot` multiplies: float32 as float32, unless PyTorch was told that TF32 will do for matrix products."""
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """The transpose of left times right, [N, P, A] and [N, P, B] -> float32 [N, A, B]: the gradient of a weight.
+
+    Long sums and a small result: cuBLAS splits the sum over the whole GPU, in the same way in every run.
+    """
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.bmm(left.transpose(1, 2), right, out_dtype=torch.float32)
+    return left.float().transpose(1, 2) @ right.float()

@@ -1,0 +1,188 @@
+"""Every command through the installed `r2r`, as a stranger would call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from skimage import data
+
+from r2r import R2R
+from tests.conftest import TINY, fill_randomly
+
+ENTRY = Path(sys.executable).with_name("r2r")
+
+
+def r2r(*arguments: object, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command; `largest_file` bytes stand for a disk that is full."""
+
+    def limit() -> None:
+        if largest_file is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    command = [str(ENTRY), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, preexec_fn=limit)
+
+
+def refused(result: subprocess.CompletedProcess[str], message: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert re.fullmatch(rf"error: .*{message}.*\n", result.stderr), result.stderr
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = R2R(tasks=("denoise", "derain"), **TINY)
+    fill_randomly(model)
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    Image.fromarray(data.chelsea()[:48, :64]).save(folder / "cat.png")
+    (folder / "more").mkdir()
+    Image.fromarray(data.coffee()[:40, :56]).save(folder / "more" / "cup.jpg")
+    return folder
+
+
+def test_help_of_every_command_has_an_example() -> None:
+    overview = r2r("--help")
+    assert overview.returncode == 0
+    for command in ("demo", "train", "restore", "evaluate", "degrade", "bank", "convert", "env"):
+        assert command in overview.stdout
+        page = r2r(command, "--help")
+        assert page.returncode == 0
+        assert f"r2r {command}" in page.stdout.split("Example", 1)[1]
+
+
+def test_restore_keeps_folders_and_reports(model: Path, photos: Path, tmp_path: Path) -> None:
+    result = r2r("restore", photos, "--out", tmp_path / "out", "--model", model)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"cat\.png: de(noise|rain) \(denoise -?\d", result.stdout)
+    assert "2 restored, 0 failed" in result.stdout
+    with Image.open(tmp_path / "out" / "more" / "cup.jpg") as image:
+        assert image.size == (56, 40)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {Path(entry["input"]).name for entry in report["files"]} == {"cat.png", "cup.jpg"}
+
+    (photos / "broken.png").write_bytes(b"no image")
+    try:
+        result = r2r("restore", photos, "--out", tmp_path / "out", "--model", model, "--task", "derain")
+    finally:
+        (photos / "broken.png").unlink()
+    assert result.returncode == 1
+    assert "failed" in result.stdout
+    assert "2 restored, 1 failed" in result.stdout
+
+    refused(r2r("restore", photos / "none.png", "--out", tmp_path, "--model", model), "no such file")
+    refused(r2r("restore", photos, "--out", tmp_path, "--model", tmp_path / "nowhere"), "no such folder")
+    refused(r2r("restore", photos, "--out", tmp_path, "--model", model, "--task", "snow"), "unknown task 'snow'")
+    refused(r2r("restore", photos, "--out", tmp_path, "--model", model, "--device", "cuda:9"), "cannot be used")
+
+
+def test_degrade_then_evaluate(model: Path, photos: Path, tmp_path: Path) -> None:
+    made = r2r("degrade", photos, "--out", tmp_path / "pairs", "--as", "rain", "--seed", "3")
+    assert made.returncode == 0, made.stderr
+    assert "2 pairs made" in made.stdout
+    assert (tmp_path / "pairs" / "degraded" / "more" / "cup.png").exists()
+    refused(r2r("degrade", photos, "--out", tmp_path / "pairs", "--as", "noise:sigma=25"), "was not made with these")
+    refused(r2r("degrade", photos, "--out", tmp_path / "new", "--as", "sleet"), "sleet")
+
+    result = r2r("evaluate", "--model", model, "--task", "derain", "--pairs", tmp_path / "pairs",
+                 "--json", tmp_path / "result.json")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "GMAC at 224 x 224" in result.stdout
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert len(written["sets"][0]["images"]) == 2
+
+    several = tmp_path / "sets.yaml"
+    several.write_text(
+        yaml.safe_dump(
+            {
+                "sets": [
+                    {"name": "rain", "task": "derain", "pairs": str(tmp_path / "pairs")},
+                    {"name": "noise 25", "task": "denoise", "clean": str(photos), "sigma": 25},
+                ]
+            }
+        )
+    )
+    result = r2r("evaluate", several, "--model", model)
+    assert result.returncode == 0, result.stderr
+    assert "noise 25" in result.stdout
+    refused(r2r("evaluate", "--model", model), "give a YAML file of sets, or --task")
+    refused(r2r("evaluate", "--model", model, "--task", "derain", "--pairs", photos), "degraded")
+    refused(r2r("evaluate", "--model", model, "--task", "dehaze", "--clean", photos), "unknown task 'dehaze'")
+
+
+def test_bank_shows_drops_and_takes_over_tasks(model: Path, tmp_path: Path) -> None:
+    shown = r2r("bank", model)
+    assert shown.returncode == 0, shown.stderr
+    assert "derain" in shown.stdout
+    assert r2r("bank", model, "--remove", "derain", "--out", tmp_path / "less").returncode == 0
+    assert R2R.from_pretrained(tmp_path / "less").tasks == ("denoise",)
+    assert r2r("bank", tmp_path / "less", "--add-from", model, "--out", tmp_path / "more").returncode == 0
+    assert R2R.from_pretrained(tmp_path / "more").tasks == ("denoise", "derain")
+    refused(r2r("bank", model, "--remove", "derain"), "say with --out")
+    refused(r2r("bank", model, "--remove", "snow", "--out", tmp_path / "x"), "no task 'snow'")
+
+
+def test_train_with_settings_alone_and_again(photos: Path, tmp_path: Path) -> None:
+    settings = [
+        "tasks=[denoise]", f"data=[{{task: denoise, clean: {photos}}}]", "preset=tiny", "model={width: 4}",
+        "pretrain={epochs: 2, steps: 2, crop: 32, batch_size: 2}", "finetune.epochs=0", "workers=0", "log_every=1",
+    ]  # fmt: skip
+    result = r2r("train", *settings, "--out", tmp_path / "run", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    assert R2R.from_pretrained(tmp_path / "run" / "last").tasks == ("denoise",)
+    again = r2r("train", *settings, "--out", tmp_path / "run", "--device", "cpu")
+    assert again.returncode == 0
+    assert "going on with" in again.stdout
+    refused(r2r("train", *settings, "seed=1", "--out", tmp_path / "run"), "holds a run with seed = 0, now it is 1")
+    refused(r2r("train", tmp_path / "none.yaml"), "does not exist")
+    refused(r2r("train", "epoch=3"), "epoch")
+
+
+def test_a_full_disk_is_named_and_loses_nothing(model: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert r2r("restore", photos / "cat.png", "--out", out, "--model", model).returncode == 0
+    before = (out / "cat.png").read_bytes()
+    result = r2r("restore", photos / "cat.png", "--out", out, "--model", model, "--task", "derain", largest_file=2000)
+    assert result.returncode == 1
+    assert "cannot write" in result.stdout
+    assert (out / "cat.png").read_bytes() == before
+
+    settings = [
+        "tasks=[denoise]", f"data=[{{task: denoise, clean: {photos}}}]", "preset=tiny", "model={width: 4}",
+        "pretrain={epochs: 1, steps: 1, crop: 32, batch_size: 2}", "finetune.epochs=0", "workers=0",
+    ]  # fmt: skip
+    failed = r2r("train", *settings, "--out", tmp_path / "run", "--device", "cpu", largest_file=100_000)
+    refused(failed, r"cannot write .*last\.ckpt")
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+    assert not [path for path in (tmp_path / "run").iterdir() if path.suffix == ".ckpt"]
+
+
+def test_convert_names_what_is_wrong(tmp_path: Path) -> None:
+    refused(r2r("convert", tmp_path / "last.ckpt", "--bank", tmp_path, "--out", tmp_path / "m"), "does not exist")
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "last.ckpt")
+    refused(r2r("convert", tmp_path / "last.ckpt", "--bank", tmp_path, "--out", tmp_path / "m"), "not a checkpoint")
+
+
+def test_env_tells_versions() -> None:
+    result = r2r("env")
+    assert result.returncode == 0, result.stderr
+    assert torch.__version__ in result.stdout

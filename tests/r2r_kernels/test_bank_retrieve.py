@@ -1,0 +1,207 @@
+"""bank_retrieve against its reference; see rule.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+import r2r_kernels.functional as F
+from r2r_kernels import reference
+from r2r_kernels.nn import BankRetrieval
+from tests.r2r_kernels.rule import Operator, answers, assert_follows, assert_same_bits
+
+UNEVEN = [6, 2, 0, 4]
+TASKS = {
+    "blind": None,
+    "one for all": 1,
+    "one a sample": torch.tensor([3, 0, 1]),
+    "int32": torch.tensor([1], dtype=torch.int32),
+    "mask": torch.tensor([[True, False, True, False], [False, True, False, True], [False, False, False, True]]),
+}
+
+
+def bank(number: int = 3, tasks: int = 4, slots: int = 6, key: int = 5, value: int = 7, size: int = 3) -> list[Tensor]:
+    """query, keys, values and scale; each sample is near the keys of a task of its own: rounding chooses none."""
+    centres = torch.randn(tasks, 1, key, size, size)
+    keys = centres + 0.3 * torch.randn(tasks, slots, key, size, size)
+    query = centres[torch.arange(number) % tasks, 0] + 0.3 * torch.randn(number, key, size, size)
+    return [query, keys, torch.randn(tasks, slots, value, size, size), torch.tensor(10.0)]
+
+
+def operator(counts: list[int] | None = None, task: Any = None, mode: Any = "hard") -> Operator:
+    def run(ops: ModuleType, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        query, keys, values, scale = tensors
+        held = torch.tensor(counts) if counts else torch.full(keys.shape[:1], keys.shape[1])
+        readout, scores = ops.bank_retrieve(query, keys, values, held, scale, task, mode)
+        # What plain PyTorch calls the score of a task without slots is -inf, of which no error can be taken. Scores of
+        # half precision are float32: they are held to the rule in the dtype of the query.
+        assert torch.equal(scores == -torch.inf, (held == 0).expand(scores.shape))
+        return readout, scores[:, held > 0].to(query.dtype)
+
+    return run
+
+
+@pytest.mark.parametrize("mode", ["hard", "multi", "soft"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("counts", [None, UNEVEN])
+def test_follows_the_reference(counts: list[int] | None, dtype: torch.dtype, mode: str) -> None:
+    assert_follows(operator(counts, mode=mode), bank(), dtype)
+    if counts is None:
+        assert_follows(operator(mode=mode), bank(8, 5, 9, 16, 33, 4), dtype)
+
+
+@pytest.mark.parametrize("mode", ["hard", "multi", "soft"])
+@pytest.mark.parametrize("counts", [None, UNEVEN])
+def test_float64(counts: list[int] | None, mode: str) -> None:
+    """What no kernel covers is the reference, with a backward of its own."""
+    run, tensors = operator(counts, mode=mode), [t.double() for t in bank()]
+    torch.testing.assert_close(answers(run, F, tensors), answers(run, reference, tensors))
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("mode", ["hard", "multi", "soft"])
+def test_told(name: str, mode: str) -> None:
+    task = TASKS[name]
+    for counts in (None, UNEVEN):
+        assert_follows(operator(counts, task, mode), bank(), torch.float32)
+
+
+def test_values_of_other_tasks_are_not_read() -> None:
+    query, keys, values, scale = bank()
+    counts = torch.full((4,), 6)
+    wanted, _ = F.bank_retrieve(query, keys, values, counts, scale, torch.tensor([1, 3, 1]))
+    values[0] = torch.nan
+    values[2] = torch.inf
+    got, _ = F.bank_retrieve(query, keys, values, counts, scale, torch.tensor([1, 3, 1]))
+    assert torch.equal(got, wanted)
+
+
+def test_slots_not_in_use_are_not_read() -> None:
+    query, keys, values, scale = bank()
+    keys[1, 2:], values[1, 2:] = torch.nan, torch.nan
+    for mode in ("hard", "soft"):
+        readout, scores = F.bank_retrieve(query, keys, values, torch.tensor([6, 2, 6, 6]), scale, mode=mode)
+        assert readout.isfinite().all()
+        assert scores.isfinite().all()
+
+
+def test_a_zero_query_has_a_gradient_of_zeros_at_most() -> None:
+    query, keys, values, scale = bank()
+    query[0] = 0
+    query.requires_grad_()
+    readout, scores = F.bank_retrieve(query, keys, values, torch.full((4,), 6), scale, 0)
+    assert torch.equal(scores[0], torch.zeros(4))
+    torch.testing.assert_close(readout[0], values[0].mean(0))
+    (gradient,) = torch.autograd.grad(scores.sum(), query)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "published"])
+def test_module(similarity: Any) -> None:
+    query, keys, values, _ = bank()
+    counts = torch.full((4,), 6)
+    for mode in ("hard", "multi", "soft"):
+        ours, plain = (BankRetrieval(similarity, mode, eager) for eager in (False, True))
+        for got, wanted in zip(ours(query, keys, values, counts), plain(query, keys, values, counts), strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    for mode in ("hard", "multi", "soft"):
+        assert_same_bits(operator(mode=mode), bank(8, 5, 20, 16, 40, 8))
+
+
+def test_more_than_one_block_of_the_readout() -> None:
+    assert_follows(operator(), bank(9, 3, 11, 4, 300, 8), torch.float32)
+
+
+def test_empty_batch() -> None:
+    query, keys, values, scale = bank()
+    readout, scores = F.bank_retrieve(query[:0], keys, values, torch.full((4,), 6), scale)
+    assert readout.shape == (0, 7, 3, 3)
+    assert scores.shape == (0, 4)
+
+
+def test_opcheck() -> None:
+    query, keys, values, scale = bank()
+    counts = torch.tensor(UNEVEN)
+    for task in (None, torch.tensor([3, 0, 1]), TASKS["mask"]):
+        leaves = [t.clone().requires_grad_() for t in (query, keys, values, scale)]
+        opcheck(torch.ops.r2r.bank_retrieve.default, (*leaves[:3], counts, leaves[3], task, "hard"))
+    readout, scores, weights = torch.ops.r2r.bank_retrieve(query, keys, values, counts, scale, None, "soft")
+    scores = torch.where(scores.isfinite(), scores, 0)
+    opcheck(
+        torch.ops.r2r.bank_retrieve_backward.default, (readout, scores, query, keys, values, counts, scale, weights)
+    )
+
+
+def test_autocast_and_flops() -> None:
+    query, keys, values, scale = bank()
+    counts = torch.full((4,), 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        readout, scores = F.bank_retrieve(query.bfloat16(), keys, values, counts, scale)
+    assert readout.dtype == scores.dtype == torch.float32
+    with FlopCounterMode(display=False) as counter:
+        F.bank_retrieve(query, keys, values, counts, scale)
+    assert counter.get_total_flops() == 2 * 3 * (keys.numel() + values[0].numel())
+
+
+def test_bad_input() -> None:
+    query, keys, values, scale = bank()
+    counts = torch.tensor(UNEVEN)
+    with pytest.raises(ValueError, match=r"told tasks must be 0 to 3, got 4"):
+        F.bank_retrieve(query, keys, values, counts, scale, 4)
+    with pytest.raises(ValueError, match=r"told tasks must be 0 to 3"):
+        F.bank_retrieve(query, keys, values, counts, scale, torch.tensor([0, -1, 1]))
+    with pytest.raises(ValueError, match=r"task must be \[3\] for 3 queries, got \[2\]"):
+        F.bank_retrieve(query, keys, values, counts, scale, torch.tensor([0, 1]))
+    with pytest.raises(TypeError, match=r"task must be of an integer dtype or bool, got torch.float32"):
+        F.bank_retrieve(query, keys, values, counts, scale, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"a task that takes part holds no slots in the bank"):
+        F.bank_retrieve(query, keys, values, counts, scale, 2)
+    with pytest.raises(ValueError, match=r"a task that takes part holds no slots in the bank"):
+        F.bank_retrieve(query, keys, values, torch.zeros_like(counts), scale)
+    with pytest.raises(ValueError, match=r"counts must be 0 to 6"):
+        F.bank_retrieve(query, keys, values, counts + 1, scale)
+    with pytest.raises(ValueError, match=r"keys must be \['T', 'S', 5, 3, 3\] to fit the query, got \[4, 6, 4, 3, 3\]"):
+        F.bank_retrieve(query, keys[:, :, :4], values, counts, scale)
+    with pytest.raises(ValueError, match=r"values must be \[4, 6, 'Cv', 3, 3\] to fit the keys, got \[4, 5, 7, 3, 3\]"):
+        F.bank_retrieve(query, keys, values[:, :5], counts, scale)
+    with pytest.raises(ValueError, match=r"counts must be \[4\] to fit the keys, got \[3\]"):
+        F.bank_retrieve(query, keys, values, counts[:3], scale)
+    with pytest.raises(TypeError, match=r"counts must be an int64 tensor, got torch.float32"):
+        F.bank_retrieve(query, keys, values, counts.float(), scale)
+    with pytest.raises(ValueError, match=r"keys must be on cpu as query is, got meta"):
+        F.bank_retrieve(query, keys.to("meta"), values, counts, scale)
+    with pytest.raises(TypeError, match=r"values must be torch.float32 as keys are, got torch.bfloat16"):
+        F.bank_retrieve(query, keys, values.bfloat16(), counts, scale)
+    with pytest.raises(ValueError, match=r'mode must be "hard", "multi" or "soft", got \'best\''):
+        F.bank_retrieve(query, keys, values, counts, scale, mode="best")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"scale must be a number or a 0-d float tensor on cpu"):
+        F.bank_retrieve(query, keys, values, counts, torch.ones(2))
+
+
+@pytest.mark.gpu
+def test_captured_in_a_graph_follows_the_query() -> None:
+    """The task is known on the device only: a captured retrieval chooses anew at each replay."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    query, keys, values, scale = (t.cuda() for t in bank(4))
+    counts = torch.full((4,), 6, device="cuda")
+    F.bank_retrieve(query, keys, values, counts, scale)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        readout, scores = F.bank_retrieve(query, keys, values, counts, scale)
+    for _ in range(2):
+        query.copy_(query.roll(1, 0))
+        graph.replay()
+        wanted = reference.bank_retrieve(query, keys, values, counts, scale)
+        torch.testing.assert_close((readout, scores), wanted)

@@ -1,0 +1,178 @@
+"""gated_conv against its reference; see rule.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
+
+import r2r_kernels.functional as F
+from r2r_kernels import extension, reference
+from r2r_kernels.nn import GatedConv2d
+from tests.r2r_kernels.rule import FORMATS, SHAPES, answers, assert_follows, assert_same_bits, memory_format
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return request.param
+
+
+def operator(ops: ModuleType, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (ops.gated_conv(*tensors),)
+
+
+def inputs(
+    shape: tuple[int, int, int, int], kernel: int, size: tuple[int, int] | None = None, device: str = "cpu"
+) -> list[Tensor]:
+    n, c, h, w = shape
+    prior = torch.randn(n, c, *(size or (h, w)))
+    tensors = [torch.randn(shape), prior, torch.randn(c, 2, kernel, kernel) / kernel, torch.randn(c)]
+    return [t.to(device) for t in tensors]
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_follows_the_reference(shape: tuple[int, int, int, int], dtype: torch.dtype, kernel: int, device: str) -> None:
+    x, prior, *rest = inputs(shape, kernel, device=device)
+    for name in ("contiguous", "channels_last"):
+        assert_follows(operator, [FORMATS[name](x), FORMATS[name](prior), *rest], dtype)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (3, 40), (26, 18), (7, 11)])
+def test_resizes_the_prior(size: tuple[int, int], kernel: int, device: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x, prior, *rest = inputs((2, 20, 13, 18), kernel, size, device)
+        for name in ("contiguous", "channels_last"):
+            assert_follows(operator, [FORMATS[name](x), FORMATS[name](prior), *rest], dtype)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("other", FORMATS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_answers_in_the_memory_format_of_x(name: str, other: str, kernel: int, device: str) -> None:
+    x, prior, *rest = inputs((2, 8, 6, 5), kernel, device=device)
+    x, prior = FORMATS[name](x), FORMATS[other](prior)
+    assert_follows(operator, [x, prior, *rest], torch.float32)
+    assert operator(F, [x, prior, *rest])[0].is_contiguous(memory_format=memory_format(x))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_any_alignment(offset: int, kernel: int, device: str) -> None:
+    """Views that begin anywhere, not on 16 bytes."""
+    n, c, h, w = 1, 8, 6, 16
+    memory = torch.randn(2, n * c * h * w + offset, device=device)
+    x, prior = (part[offset:].view(n, c, h, w) for part in memory)
+    assert_follows(operator, [x, prior, *inputs((n, c, h, w), kernel, device=device)[2:]], torch.float32)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_two_runs_give_the_same_bits(kernel: int, device: str) -> None:
+    for name in ("contiguous", "channels_last"):
+        x, *rest = inputs((2, 32, 40, 70), kernel, (8, 8), device)
+        assert_same_bits(operator, [FORMATS[name](x), *rest])
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("shape", [(0, 4, 5, 6), (1, 4, 1, 1), (1, 4, 1, 9), (1, 4, 9, 1), (1, 2, 20, 300)])
+def test_small_and_empty_batches(shape: tuple[int, int, int, int], kernel: int, device: str) -> None:
+    assert_follows(operator, inputs(shape, kernel, device=device), torch.float32)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_float64(kernel: int) -> None:
+    """What no kernel covers is the reference, with a backward of its own."""
+    for size in ((9, 7), (3, 4)):
+        tensors = [t.double() for t in inputs((2, 5, 9, 7), kernel, size)]
+        torch.testing.assert_close(answers(operator, F, tensors), answers(operator, reference, tensors))
+
+
+def test_large_logits_give_a_closed_or_an_open_gate() -> None:
+    x, prior = torch.full((1, 2, 3, 20), 175.0), torch.full((1, 2, 3, 20), -175.0)
+    for sign, wanted in ((1.0, prior), (-1.0, x)):
+        weight = torch.full((2, 2, 1, 1), sign) * torch.tensor([1.0, -1.0])[None, :, None, None]
+        assert torch.equal(F.gated_conv(x, prior, weight, torch.zeros(2)), wanted)
+
+
+def test_opcheck() -> None:
+    for name in ("contiguous", "channels_last"):
+        for size in ((5, 4), (2, 3)):
+            x, prior, *rest = inputs((2, 3, 5, 4), 3, size)
+            tensors = [FORMATS[name](x), FORMATS[name](prior), *rest]
+            opcheck(torch.ops.r2r.gated_conv.default, tuple(t.requires_grad_() for t in tensors))
+            with torch.no_grad():
+                opcheck(
+                    torch.ops.r2r.gated_conv_backward.default, (torch.randn_like(x), *(t.detach() for t in tensors))
+                )
+
+
+def test_autocast_and_flops() -> None:
+    module = GatedConv2d(4, 3)
+    x, prior = torch.randn(1, 4, 6, 7), torch.randn(1, 4, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x, prior).dtype == torch.bfloat16
+    with FlopCounterMode(display=False) as counter:
+        module(x, prior)
+    assert counter.get_total_flops() == 2 * 4 * 6 * 7 * 18
+
+
+def test_cuda_kernels_do_not_spill() -> None:
+    """Compiled without a GPU: registers that did not fit would lie on the stack."""
+    module = extension.module()
+    if module is None or not module.cuda_architectures:
+        pytest.skip("the extension was built without CUDA")
+    triton = importlib.util.find_spec("triton")
+    if triton is None or triton.origin is None:
+        pytest.skip("no cuobjdump")
+    tool = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
+    assert module.__file__
+    report = subprocess.run([tool, "-res-usage", module.__file__], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", report)
+    assert found
+    for registers, stack, shared, local in found:
+        assert int(stack) == int(local) == 0
+        assert int(registers) <= 128  # two blocks of 256 threads a multiprocessor
+        assert int(shared) <= 48 << 10
+
+
+def test_bad_input() -> None:
+    x, prior, weight, bias = inputs((2, 3, 5, 4), 1)
+    with pytest.raises(ValueError, match=r"prior must be \[2, 3, h, w\] with h, w >= 1 .* got \[2, 4, 5, 4\]"):
+        F.gated_conv(x, torch.randn(2, 4, 5, 4), weight, bias)
+    with pytest.raises(ValueError, match=r"prior must be .* got \[2, 3, 0, 4\]"):
+        F.gated_conv(x, prior[:, :, :0], weight, bias)
+    with pytest.raises(ValueError, match=r"weight must be \[3, 2, k, k\] with k = 1 or 3 .* got \[3, 2, 5, 5\]"):
+        F.gated_conv(x, prior, torch.randn(3, 2, 5, 5), bias)
+    with pytest.raises(ValueError, match=r"weight must be .* got \[3, 2, 3, 1\]"):
+        F.gated_conv(x, prior, torch.randn(3, 2, 3, 1), bias)
+    with pytest.raises(ValueError, match=r"prior must be on cpu as x is, got meta"):
+        F.gated_conv(x, prior.to("meta"), weight, bias)
+    with pytest.raises(TypeError, match=r"prior must be torch.float32 as x is, got torch.bfloat16"):
+        F.gated_conv(x, prior.bfloat16(), weight, bias)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["contiguous", "channels_last"])
+def test_more_than_2_to_31_elements(name: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    _, _, weight, bias = (t.to("cuda", torch.bfloat16) for t in inputs((1, 16, 1, 1), 1))
+    x = FORMATS[name](torch.randn(1, 16, 16384, 8208, device="cuda", dtype=torch.bfloat16))
+    y = F.gated_conv(x, x.flip(3), weight, bias)
+    wanted = F.gated_conv(x[:, :, -8:].contiguous(), x[:, :, -8:].flip(3).contiguous(), weight, bias)
+    assert torch.equal(y[:, :, -8:], wanted)
