@@ -80,13 +80,19 @@ def depthwise_gate(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Ten
 
 def naf_block(x: Tensor, params: NAFBlockParams, eps: float = 1e-6) -> Tensor:
     """A whole NAF block without dropout: x [N, C, H, W] -> [N, C, H, W] (NAFNet, figure 3 and section 3.4)."""
-    p = params
+    y = x + _attention_branch(x, params, eps) * params.beta
+    return y + _gate_branch(y, params, eps) * params.gamma
+
+
+def _attention_branch(x: Tensor, p: NAFBlockParams, eps: float) -> Tensor:
     hidden = F.conv2d(layer_norm_2d(x, p.norm1_weight, p.norm1_bias, eps), p.conv1_weight, p.conv1_bias)
     gated, mean = depthwise_gate(hidden, p.conv2_weight, p.conv2_bias)
-    attended = gated * F.conv2d(mean, p.sca_weight, p.sca_bias)
-    y = x + F.conv2d(attended, p.conv3_weight, p.conv3_bias) * p.beta
+    return F.conv2d(gated * F.conv2d(mean, p.sca_weight, p.sca_bias), p.conv3_weight, p.conv3_bias)
+
+
+def _gate_branch(y: Tensor, p: NAFBlockParams, eps: float) -> Tensor:
     hidden = F.conv2d(layer_norm_2d(y, p.norm2_weight, p.norm2_bias, eps), p.conv4_weight, p.conv4_bias)
-    return y + F.conv2d(simple_gate(hidden), p.conv5_weight, p.conv5_bias) * p.gamma
+    return F.conv2d(simple_gate(hidden), p.conv5_weight, p.conv5_bias)
 
 
 def task_mask(scores: Tensor, task: Tensor | int | None, mode: Mode) -> Tensor:
