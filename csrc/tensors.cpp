@@ -33,9 +33,10 @@ R2R_DECLARE(baseline)
 #if defined(__x86_64__)
 R2R_DECLARE(avx2)
 R2R_DECLARE(avx512)
+R2R_DECLARE(avx512_bf16)
 #endif
 
-// As PyTorch's own kernels, these obey ATEN_CPU_CAPABILITY=default|avx2.
+// As PyTorch's own kernels, these obey ATEN_CPU_CAPABILITY=default|avx2|avx512 (the last: without bf16 instructions).
 template <class T>
 const Kernels<T>& best(const T* tag) {
 #if defined(__x86_64__)
@@ -44,7 +45,10 @@ const Kernels<T>& best(const T* tag) {
   if (wanted == "default") return baseline::kernels(tag);
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && wanted != "avx2") return avx512::kernels(tag);
+  if (avx512 && wanted != "avx2") {
+    const bool bf16 = __builtin_cpu_supports("avx512bf16") && wanted != "avx512";
+    return bf16 ? avx512_bf16::kernels(tag) : avx512::kernels(tag);
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels(tag);
 #endif
   return baseline::kernels(tag);

@@ -40,10 +40,14 @@ inline vec widen(half_vec bits) {
   return (vec)(__builtin_convertvector(bits, uvec) << 16);
 }
 inline half_vec narrow(vec value) {  // round to nearest even; a NaN stays one
+#if defined(__AVX512BF16__)
+  return (half_vec)_mm512_cvtneps_pbh((__m512)value);
+#else
   uvec bits = (uvec)value;
   uvec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   ivec nan = value != value;
   return __builtin_convertvector((rounded & ~(uvec)nan) | ((uvec)nan & 0x7fc0), half_vec);
+#endif
 }
 
 inline vec load(const float* p) {
@@ -67,6 +71,12 @@ inline vec load_first(const float* p, int64_t n) {
 inline void store_first(float* p, vec value, int64_t n) {
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)value);
 }
+inline vec load_first(const bfloat16* p, int64_t n) {
+  return widen((half_vec)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p));
+}
+inline void store_first(bfloat16* p, vec value, int64_t n) {
+  _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)narrow(value));
+}
 #else
 inline vec load_first(const float* p, int64_t n) {
   vec value{};
@@ -76,7 +86,6 @@ inline vec load_first(const float* p, int64_t n) {
 inline void store_first(float* p, vec value, int64_t n) {
   for (int64_t i = 0; i < n; i++) p[i] = value[i];
 }
-#endif
 inline vec load_first(const bfloat16* p, int64_t n) {
   half_vec bits{};
   for (int64_t i = 0; i < n; i++) bits[i] = p[i].bits;
@@ -86,6 +95,7 @@ inline void store_first(bfloat16* p, vec value, int64_t n) {
   half_vec bits = narrow(value);
   for (int64_t i = 0; i < n; i++) p[i].bits = bits[i];
 }
+#endif
 
 template <class T>
 inline vec load_upto(const T* p, int64_t n) {

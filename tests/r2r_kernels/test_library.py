@@ -117,10 +117,12 @@ print("all follow")
 
 
 @needs_extension
-@pytest.mark.parametrize(("capability", "name"), [("default", "baseline"), ("avx2", "avx2")])
+@pytest.mark.parametrize(("capability", "name"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512")])
 def test_the_lesser_instruction_sets_follow_too(capability: str, name: str) -> None:
     if platform.machine() != "x86_64":
         pytest.skip(f"one instruction set on {platform.machine()}")
+    if name == "avx512" and not torch.cpu._is_avx512_supported():
+        pytest.skip("this processor has no AVX-512")
     assert run(NATIVE_PROGRAM, name, ATEN_CPU_CAPABILITY=capability) == "all follow"
 
 
