@@ -25,6 +25,7 @@ void narrow_all(const float* from, T* to, int64_t count) {
 template <class T>
 constexpr Kernels<T> table{
     R2R_NAME(R2R_ISA),
+    MULTIPLIES_PAIRS<T>,
     widen_all<T>,
     narrow_all<T>,
     layer_norm_2d<T>,

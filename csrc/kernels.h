@@ -88,6 +88,16 @@ struct NAFBlockWeights {
   const float* gamma;
 };
 
+// The matrices of a block as its tensors keep them, [outputs, inputs].
+template <class T>
+struct NAFBlockMatrices {
+  const T* conv1;
+  const T* sca;
+  const T* conv3;
+  const T* conv4;
+  const T* conv5;
+};
+
 template <class T>
 struct NAFBlock {
   NAFBlockWeights weights;
@@ -97,6 +107,8 @@ struct NAFBlock {
   int64_t height;
   int64_t width;
   float eps;
+  NAFBlockMatrices<T> matrices;
+  bool pairs;  // the 1x1 convolutions multiply pairs of channels with `matrices`, and `weights` lacks theirs
 };
 
 // The gated convolution of planes of x with those of the prior. weight is [channels, 2 K K], for channels_last
@@ -163,6 +175,7 @@ struct SlotConvBackward {
 template <class T>
 struct Kernels {
   const char* name;
+  bool pairs;  // has dot products of T; they take an even number of channels
 
   void (*widen)(const T* from, float* to, int64_t count);
   void (*narrow)(const float* from, T* to, int64_t count);
@@ -184,7 +197,7 @@ struct Kernels {
       const NAFBlock<T>&, int64_t n, const Tile&, int64_t begin, int64_t end, float* sums, float* scratch);
   // attention [channels] = the 1x1 convolution `sca` of mean [channels].
   void (*naf_block_attention)(const NAFBlock<T>&, const float* mean, float* attention);
-  // The rest of the block for panels [begin, end) of image n.
+  // The rest of the block for pixels [begin, end) of image n.
   void (*naf_block_second)(
       const NAFBlock<T>&, int64_t n, const float* attention, int64_t begin, int64_t end, float* scratch);
 

@@ -3,6 +3,8 @@
 //
 // First keeps a tile's normalised pixels, and of conv1's output only the planes of up to ROWS channels at a time, which
 // conv2 and the gate use up at once. What conv2 reads beside the tile is computed again.
+//
+// What the 1x1 convolutions multiply (F) are floats, or pairs of bfloat16 in dot products; all else is float.
 #pragma once
 
 #include "depthwise_gate.h"
@@ -10,32 +12,40 @@
 
 namespace r2r::R2R_ISA {
 
-template <class T>
-void naf_block_first(
-    const NAFBlock<T>& op, int64_t n, const Tile& tile, int64_t begin, int64_t end, float* sums, float* scratch) {
+// Calls body(begin, end) for pieces of [0, count), about equal, no longer than `most`, cut at multiples of `unit`.
+template <class Body>
+inline void pieces(int64_t count, int64_t most, int64_t unit, const Body& body) {
+  const int64_t units = (count + unit - 1) / unit, each = most / unit, number = (units + each - 1) / each;
+  for (int64_t i = 0; i < number; i++) {
+    body(units * i / number * unit, least(count, units * (i + 1) / number * unit));
+  }
+}
+
+template <class F, class T>
+void first_sweep(
+    const NAFBlock<T>& op, const F* conv1, int64_t n, const Tile& tile, int64_t begin, int64_t end, float* sums,
+    float* scratch) {
   const NAFBlockWeights& w = op.weights;
-  const int64_t channels = op.x.channels, width = op.width, height = op.height;
+  const int64_t channels = op.x.channels, depth = channels / CHANNELS_OF<F>, width = op.width, height = op.height;
   const int64_t top = tile.top > 0 ? tile.top - 1 : 0, bottom = least(tile.bottom + 1, height);
   const int64_t left = tile.left > 0 ? tile.left - 1 : 0, right = least(tile.right + 1, width);
   const int64_t columns = right - left, pixels = (bottom - top) * columns, rows = tile.bottom - tile.top;
-  float* normed = scratch;
+  F* normed = (F*)scratch;
 
   for (int64_t first = 0; first < pixels; first += PANEL) {
     const int64_t count = least(PANEL, pixels - first);
-    float* panel = normed + first * channels;
+    F* panel = normed + first * depth;
     if (columns == width) {
       fill(op.x, n, top * width + first, count, panel);
     } else {  // a panel may run over several rows of the tile
-      float* piece = normed + panels(pixels) * PANEL * channels;
-      __builtin_memset(panel, 0, PANEL * channels * sizeof(float));
+      F* piece = normed + panels(pixels) * PANEL * depth;
+      __builtin_memset(panel, 0, PANEL * depth * sizeof(F));
       for (int64_t p = 0; p < count;) {
         const int64_t row = (first + p) / columns, column = (first + p) % columns;
         const int64_t run = least(count - p, columns - column);
         fill(op.x, n, (top + row) * width + left + column, run, piece);
-        for (int64_t c = 0; c < channels; c++) {
-          for (int64_t i = 0; i < run; i += WIDTH) {
-            store_upto(panel + c * PANEL + p + i, load(piece + c * PANEL + i), run - i);
-          }
+        for (int64_t k = 0; k < depth; k++) {
+          __builtin_memcpy(panel + k * PANEL + p, piece + k * PANEL, run * sizeof(F));
         }
         p += run;
       }
@@ -44,15 +54,14 @@ void naf_block_first(
   }
 
   const int64_t size = plane_floats(rows, tile.right - tile.left);
-  float* planes = normed + panels(pixels) * PANEL * channels + PANEL;  // over the piece, which is used up
-  const int64_t groups = (end - begin + ROWS / 2 - 1) / (ROWS / 2);
-  for (int64_t g = 0; g < groups; g++) {
-    const int64_t c = begin + (end - begin) * g / groups, pairs = begin + (end - begin) * (g + 1) / groups - c;
+  float* planes = (float*)(normed + panels(pixels) * PANEL * depth) + PANEL;  // over the piece, which is used up
+  pieces(end - begin, ROWS / 2, 1, [&](int64_t from, int64_t to) {
+    const int64_t c = begin + from, pairs = to - from;
     float* inside = planes + (tile.top == 0 ? columns : 0);
     for (int64_t first = 0; first < pixels; first += PANEL) {
       multiply_panel(
-          pairs, w.conv1_weight + c * channels, w.conv1_weight + (channels + c) * channels, channels,
-          normed + first * channels, pixels - first, [&](auto& hidden, int step) __attribute__((always_inline)) {
+          pairs, conv1 + c * depth, conv1 + (channels + c) * depth, depth, normed + first * depth, pixels - first,
+          [&](auto& hidden, int step) __attribute__((always_inline)) {
             constexpr int M = sizeof(hidden) / sizeof(hidden[0]), V = sizeof(hidden[0]) / sizeof(vec);
 #pragma GCC unroll 16
             for (int i = 0; i < M; i++) {
@@ -74,7 +83,7 @@ void naf_block_first(
           w.conv2_weight + a * 9, w.conv2_weight + b * 9, w.conv2_bias[a], w.conv2_bias[b],
           op.gated + (n * channels + a) * op.x.pixels + tile.top * width + tile.left, width));
     }
-  }
+  });
 }
 
 template <class T>
@@ -83,88 +92,122 @@ void naf_block_attention(const NAFBlock<T>& op, const float* mean, float* attent
   for (int64_t i = 0; i < channels; i++) {
     vec total{};
     for (int64_t k = 0; k < channels; k += WIDTH) {
-      total += load_upto(op.weights.sca_weight + i * channels + k, channels - k) * load_upto(mean + k, channels - k);
+      total += load_upto(op.matrices.sca + i * channels + k, channels - k) * load_upto(mean + k, channels - k);
     }
     attention[i] = sum(total) + op.weights.sca_bias[i];
   }
 }
 
 // to = from + (weight @ x + bias) * scale, for the panels of `pixels` pixels, the weights of ROWS channels at a time.
+template <class F, class From, class To>
 inline void residual_convolution(
-    const float* weight, const float* bias, const float* scale, int64_t channels, const float* x, const float* from,
-    float* to, int64_t pixels) {
-  const int64_t groups = (channels + ROWS - 1) / ROWS;
-  for (int64_t g = 0; g < groups; g++) {
-    const int64_t c = channels * g / groups, end = channels * (g + 1) / groups, pairs = (end - c + 1) / 2;
-    const int64_t second = end - pairs;  // an odd number of channels computes the middle one twice
+    const F* weight, const float* bias, const float* scale, int64_t channels, const F* x, const From* from, To* to,
+    int64_t pixels) {
+  constexpr int UNIT = CHANNELS_OF<F>;
+  const int64_t depth = channels / UNIT;
+  pieces(channels, ROWS, UNIT, [&](int64_t c, int64_t end) {
+    const int64_t pairs = (end - c + 1) / 2, second = end - pairs;  // of an odd number, the middle one is computed twice
     for (int64_t first = 0; first < pixels; first += PANEL) {
+      const From* before = from + first * channels / CHANNELS_OF<From>;
+      To* after = to + first * channels / CHANNELS_OF<To>;
       multiply_panel(
-          pairs, weight + c * channels, weight + second * channels, channels, x + first * channels, pixels - first,
+          pairs, weight + c * depth, weight + second * depth, depth, x + first * depth, pixels - first,
           [&](auto& sums, int step) __attribute__((always_inline)) {
             constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
 #pragma GCC unroll 16
-            for (int i = 0; i < M; i++) {
-              const int64_t o = i < M / 2 ? c + i : second + i - M / 2, at = first * channels + o * PANEL;
+            for (int i = 0; i < M; i += UNIT) {
+              const int64_t o = i < M / 2 ? c + i : second + i - M / 2;
 #pragma GCC unroll 2
               for (int v = 0; v < V; v++) {
-                const int64_t here = at + (step + v) * WIDTH;
-                store(to + here, load(from + here) + (sums[i][v] + bias[o]) * scale[o]);
+                const int64_t at = (step + v) * WIDTH;
+                put<UNIT>(after + at, o, [&](int j) __attribute__((always_inline)) {
+                  return channel(before + at, o, j) + (sums[i + j][v] + bias[o + j]) * scale[o + j];
+                });
               }
             }
           });
+    }
+  });
+}
+
+template <class F, class T>
+void second_sweep(
+    const NAFBlock<T>& op, const F* conv3, const F* conv4, const F* conv5, int64_t n, const float* attention,
+    int64_t begin, int64_t end, float* scratch) {
+  constexpr int UNIT = CHANNELS_OF<F>;
+  const NAFBlockWeights& w = op.weights;
+  const int64_t channels = op.x.channels, depth = channels / UNIT;
+  const T* first_half = op.gated + n * channels * op.x.pixels;
+  float* y = scratch;
+  F *x = (F*)(y + SECOND_PANELS * PANEL * channels), *gated = x + SECOND_PANELS * PANEL * depth;
+  for (int64_t start = begin; start < end; start += SECOND_PANELS * PANEL) {
+    const int64_t pixels = least(end - start, SECOND_PANELS * PANEL);
+    for (int64_t first = 0; first < pixels; first += PANEL) {
+      const int64_t count = least(PANEL, pixels - first);
+      fill(op.x, n, start + first, count, x + first * depth);
+      for (int64_t c = 0; c < channels; c += UNIT) {
+        const T* from = first_half + c * op.x.pixels + start + first;
+        for (int64_t p = 0; p < count; p += WIDTH) {
+          put<UNIT>(gated + first * depth + p, c, [&](int i) __attribute__((always_inline)) {
+            return load_upto(from + i * op.x.pixels + p, count - p) * attention[c + i];
+          });
+        }
+      }
+    }
+    residual_convolution(conv3, w.conv3_bias, w.beta, channels, gated, x, y, pixels);
+    F* normed = x;  // x has served
+    for (int64_t first = 0; first < pixels; first += PANEL) {
+      normalise(y + first * channels, normed + first * depth, channels, w.norm2_weight, w.norm2_bias, op.eps);
+    }
+    pieces(channels, ROWS / 2, UNIT, [&](int64_t c, int64_t stop) {
+      for (int64_t first = 0; first < pixels; first += PANEL) {
+        multiply_panel(
+            stop - c, conv4 + c * depth, conv4 + (channels + c) * depth, depth, normed + first * depth, pixels - first,
+            [&](auto& sums, int step) __attribute__((always_inline)) {
+              constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
+              if constexpr (M / 2 % UNIT == 0) {
+#pragma GCC unroll 8
+                for (int j = 0; j < M / 2; j += UNIT) {
+#pragma GCC unroll 2
+                  for (int v = 0; v < V; v++) {
+                    put<UNIT>(gated + first * depth + (step + v) * WIDTH, c + j, [&](int i) __attribute__((always_inline)) {
+                      const vec a = sums[j + i][v] + w.conv4_bias[c + j + i];
+                      return a * (sums[M / 2 + j + i][v] + w.conv4_bias[channels + c + j + i]);
+                    });
+                  }
+                }
+              }
+            });
+      }
+    });
+    F* result = x;
+    residual_convolution(conv5, w.conv5_bias, w.gamma, channels, gated, y, result, pixels);
+    for (int64_t first = 0; first < pixels; first += PANEL) {
+      spill(result + first * depth, op.y, n, start + first, least(PANEL, pixels - first));
     }
   }
 }
 
 template <class T>
+void naf_block_first(
+    const NAFBlock<T>& op, int64_t n, const Tile& tile, int64_t begin, int64_t end, float* sums, float* scratch) {
+  if constexpr (MULTIPLIES_PAIRS<T>) {
+    if (op.pairs) return first_sweep(op, (const ChannelPair*)op.matrices.conv1, n, tile, begin, end, sums, scratch);
+  }
+  first_sweep(op, op.weights.conv1_weight, n, tile, begin, end, sums, scratch);
+}
+
+template <class T>
 void naf_block_second(
     const NAFBlock<T>& op, int64_t n, const float* attention, int64_t begin, int64_t end, float* scratch) {
-  const NAFBlockWeights& w = op.weights;
-  const int64_t channels = op.x.channels;
-  const Images<const T> first_half{op.gated, channels, op.x.pixels, false};
-  float *x = scratch, *y = x + SECOND_PANELS * PANEL * channels, *gated = y + SECOND_PANELS * PANEL * channels;
-  for (int64_t i = begin; i < end; i += SECOND_PANELS) {
-    const int64_t start = i * PANEL, pixels = least(least(end - i, SECOND_PANELS) * PANEL, op.x.pixels - start);
-    for (int64_t first = 0; first < pixels; first += PANEL) {
-      const int64_t count = least(PANEL, pixels - first);
-      fill(op.x, n, start + first, count, x + first * channels);
-      float* panel = gated + first * channels;
-      fill(first_half, n, start + first, count, panel);
-      for (int64_t c = 0; c < channels; c++) {
-        for (int s = 0; s < STEPS; s++) {
-          store(panel + c * PANEL + s * WIDTH, load(panel + c * PANEL + s * WIDTH) * attention[c]);
-        }
-      }
-    }
-    residual_convolution(w.conv3_weight, w.conv3_bias, w.beta, channels, gated, x, y, pixels);
-    float* normed = x;  // x has served
-    for (int64_t first = 0; first < pixels; first += PANEL) {
-      normalise(y + first * channels, normed + first * channels, channels, w.norm2_weight, w.norm2_bias, op.eps);
-    }
-    const int64_t groups = (channels + ROWS / 2 - 1) / (ROWS / 2);
-    for (int64_t g = 0; g < groups; g++) {
-      const int64_t c = channels * g / groups, pairs = channels * (g + 1) / groups - c;
-      for (int64_t first = 0; first < pixels; first += PANEL) {
-        multiply_panel(
-            pairs, w.conv4_weight + c * channels, w.conv4_weight + (channels + c) * channels, channels,
-            normed + first * channels, pixels - first, [&](auto& sums, int step) __attribute__((always_inline)) {
-              constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
-#pragma GCC unroll 8
-              for (int j = 0; j < M / 2; j++) {
-#pragma GCC unroll 2
-                for (int v = 0; v < V; v++) {
-                  const vec a = sums[j][v] + w.conv4_bias[c + j], b = sums[M / 2 + j][v] + w.conv4_bias[channels + c + j];
-                  store(gated + first * channels + (c + j) * PANEL + (step + v) * WIDTH, a * b);
-                }
-              }
-            });
-      }
-    }
-    residual_convolution(w.conv5_weight, w.conv5_bias, w.gamma, channels, gated, y, x, pixels);
-    for (int64_t first = 0; first < pixels; first += PANEL) {
-      spill(x + first * channels, op.y, n, start + first, least(PANEL, pixels - first));
-    }
+  const auto sweep = [&](auto* conv3, auto* conv4, auto* conv5) {
+    second_sweep(op, conv3, conv4, conv5, n, attention, begin, end, scratch);
+  };
+  if constexpr (MULTIPLIES_PAIRS<T>) {
+    const auto& m = op.matrices;
+    if (op.pairs) return sweep((const ChannelPair*)m.conv3, (const ChannelPair*)m.conv4, (const ChannelPair*)m.conv5);
   }
+  sweep(op.weights.conv3_weight, op.weights.conv4_weight, op.weights.conv5_weight);
 }
 
 }  // namespace r2r::R2R_ISA

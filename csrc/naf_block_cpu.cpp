@@ -4,6 +4,8 @@ namespace r2r {
 
 namespace {
 
+constexpr size_t CONV1 = 2, SCA = 6, CONV3 = 8, CONV4 = 13, CONV5 = 15;  // the matrices among the parameters
+
 // How the first sweep cuts an image: a tile's normalised pixels should fit the second-level cache, and tiles be large
 // enough that the pixels computed again around them do not matter.
 struct Grid {
@@ -36,9 +38,15 @@ void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_l
   STD_TORCH_CHECK(params.size() == 18, "a NAF block has 18 parameters");
   for_dtype(x, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
+    const auto matrix = [&](size_t i) { return data<T>(params[i]); };
+    const NAFBlockMatrices<T> matrices{matrix(CONV1), matrix(SCA), matrix(CONV3), matrix(CONV4), matrix(CONV5)};
+    const bool pairs = kernels(tag).pairs && x.size(1) % 2 == 0;
     Floats floats;
-    const float* p[18];
-    for (size_t i = 0; i < 18; i++) p[i] = floats(params[i]);
+    const float* p[18] = {};
+    for (size_t i = 0; i < 18; i++) {
+      const bool product = i == CONV1 || i == CONV3 || i == CONV4 || i == CONV5;
+      if (i != SCA && !(product && pairs)) p[i] = floats(params[i]);
+    }
     const NAFBlock<T> op{
         {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13], p[14], p[15], p[16], p[17]},
         images<const T>(x, channels_last),
@@ -46,7 +54,9 @@ void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_l
         data<T>(gated),
         x.size(2),
         x.size(3),
-        static_cast<float>(eps)};
+        static_cast<float>(eps),
+        matrices,
+        pairs};
     const int64_t images = x.size(0), channels = op.x.channels;
     if (images * channels * op.x.pixels == 0) return;
 
@@ -75,13 +85,15 @@ void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_l
       kernels(tag).naf_block_attention(op, mean.data(), attention.data() + n * channels);
     }
 
-    const int64_t each = panels(op.x.pixels);
+    constexpr int64_t GRAIN = PANEL / 2;  // threads share the pixels of a small image to half a panel
+    const int64_t each = (op.x.pixels + GRAIN - 1) / GRAIN;
     parallel(images * each, [&](int64_t begin, int64_t end) {
       float* memory = scratch(naf_block_second_scratch(channels));
       while (begin < end) {
         const int64_t n = begin / each, stop = std::min(end, (n + 1) * each);
         kernels(tag).naf_block_second(
-            op, n, attention.data() + n * channels, begin - n * each, stop - n * each, memory);
+            op, n, attention.data() + n * channels, (begin - n * each) * GRAIN,
+            std::min(op.x.pixels, (stop - n * each) * GRAIN), memory);
         begin = stop;
       }
     });

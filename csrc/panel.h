@@ -1,11 +1,45 @@
 // Panels: filling one from images of either memory format, writing one back, normalising it, and multiplying it.
 #pragma once
 
+#include <type_traits>
+
 #include "vec.h"
 
 namespace r2r::R2R_ISA {
 
 constexpr int STEPS = PANEL / WIDTH;
+
+// What a matrix product multiplies (F, below) is floats, or pairs of bfloat16 where the processor has dot products of them.
+// A panel of pairs is [channels / 2][PANEL], the channels an even number; so is a row of a matrix as PyTorch keeps it.
+#if defined(__AVX512BF16__)
+template <class T>
+constexpr bool MULTIPLIES_PAIRS = std::is_same_v<T, bfloat16>;
+#else
+template <class T>
+constexpr bool MULTIPLIES_PAIRS = false;
+#endif
+template <class F>
+constexpr int CHANNELS_OF = std::is_same_v<F, ChannelPair> ? 2 : 1;
+
+// Channel c + i of a panel at one step, c even.
+inline vec channel(const float* panel, int64_t c, int i) {
+  return load(panel + (c + i) * PANEL);
+}
+inline vec channel(const ChannelPair* panel, int64_t c, int i) {
+  const ivec bits = (ivec)load(panel + ((c + i) >> 1) * PANEL);
+  return i % 2 ? (vec)(bits & (int)0xffff0000) : (vec)(bits << 16);
+}
+// Channels [c, c + COUNT) of a panel at one step become value(0), value(1).
+template <int COUNT, class Value>
+inline void put(float* panel, int64_t c, const Value& value) {
+  for (int i = 0; i < COUNT; i++) store(panel + (c + i) * PANEL, value(i));
+}
+#if defined(__AVX512BF16__)
+template <int COUNT, class Value>
+inline void put(ChannelPair* panel, int64_t c, const Value& value) {
+  store(panel + (c >> 1) * PANEL, value(0), value(1));
+}
+#endif
 
 // Transposes `count` <= WIDTH rows of `columns` values, row i at from + i * from_stride, to columns at to + j * to_stride.
 template <class From, class To>
@@ -54,6 +88,22 @@ inline void fill(const Images<const T>& x, int64_t n, int64_t first, int64_t cou
   }
 }
 
+#if defined(__AVX512BF16__)
+inline void fill(const Images<const bfloat16>& x, int64_t n, int64_t first, int64_t count, ChannelPair* panel) {
+  if (x.channels_last) {  // a row of pairs is moved as a row of floats
+    fill(Images<const float>{(const float*)x.data, x.channels / 2, x.pixels, true}, n, first, count, (float*)panel);
+    return;
+  }
+  for (int64_t c = 0; c < x.channels; c += 2) {
+    const bfloat16* even = x.image(n) + c * x.pixels + first;
+    for (int s = 0; s < STEPS; s++) {
+      const int64_t at = s * WIDTH, left = count - at;
+      put<2>(panel + at, c, [&](int i) { return left > 0 ? load_upto(even + i * x.pixels + at, left) : vec{}; });
+    }
+  }
+}
+#endif
+
 template <class T>
 inline void spill(const float* panel, const Images<T>& y, int64_t n, int64_t first, int64_t count) {
   T* image = y.image(n);
@@ -74,53 +124,75 @@ inline void spill(const float* panel, const Images<T>& y, int64_t n, int64_t fir
   }
 }
 
+#if defined(__AVX512BF16__)
+inline void spill(const ChannelPair* panel, const Images<bfloat16>& y, int64_t n, int64_t first, int64_t count) {
+  if (y.channels_last) {
+    spill((const float*)panel, Images<float>{(float*)y.data, y.channels / 2, y.pixels, true}, n, first, count);
+    return;
+  }
+  for (int64_t c = 0; c < y.channels; c += 2) {
+    for (int64_t p = 0; p < count; p += WIDTH) {
+      bfloat16* even = y.image(n) + c * y.pixels + first + p;
+      store_upto(even, channel(panel + p, c, 0), count - p);
+      store_upto(even + y.pixels, channel(panel + p, c, 1), count - p);
+    }
+  }
+}
+#endif
+
 // Two passes; four partial sums, so that the error grows with a quarter of the channels.
-inline void statistics(const float* panel, int64_t channels, float eps, vec (&mean)[STEPS], vec (&rstd)[STEPS]) {
+template <class F>
+inline void statistics(const F* panel, int64_t channels, float eps, vec (&mean)[STEPS], vec (&rstd)[STEPS]) {
   for (int s = 0; s < STEPS; s++) {
-    const float* p = panel + s * WIDTH;
+    const F* p = panel + s * WIDTH;
     vec part[4] = {};
     int64_t c = 0;
     for (; c + 4 <= channels; c += 4) {
-      for (int i = 0; i < 4; i++) part[i] += load(p + (c + i) * PANEL);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) part[i] += channel(p, c, i);
     }
-    for (; c < channels; c++) part[0] += load(p + c * PANEL);
+    for (; c < channels; c++) part[0] += channel(p, c & ~1, c & 1);
     mean[s] = ((part[0] + part[1]) + (part[2] + part[3])) / (float)channels;
     for (int i = 0; i < 4; i++) part[i] = vec{};
     for (c = 0; c + 4 <= channels; c += 4) {
+#pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
-        vec centred = load(p + (c + i) * PANEL) - mean[s];
+        vec centred = channel(p, c, i) - mean[s];
         part[i] += centred * centred;
       }
     }
     for (; c < channels; c++) {
-      vec centred = load(p + c * PANEL) - mean[s];
+      vec centred = channel(p, c & ~1, c & 1) - mean[s];
       part[0] += centred * centred;
     }
     rstd[s] = 1.0f / square_root(((part[0] + part[1]) + (part[2] + part[3])) / (float)channels + eps);
   }
 }
 
+template <class From, class To>
 inline void normalise(
-    const float* from, float* to, int64_t channels, const float* weight, const float* bias, const vec (&mean)[STEPS],
+    const From* from, To* to, int64_t channels, const float* weight, const float* bias, const vec (&mean)[STEPS],
     const vec (&rstd)[STEPS]) {
-  for (int64_t c = 0; c < channels; c++) {
+  for (int64_t c = 0; c < channels; c += CHANNELS_OF<To>) {
     for (int s = 0; s < STEPS; s++) {
-      vec normed = (load(from + c * PANEL + s * WIDTH) - mean[s]) * rstd[s];
-      store(to + c * PANEL + s * WIDTH, normed * weight[c] + bias[c]);
+      put<CHANNELS_OF<To>>(to + s * WIDTH, c, [&](int i) __attribute__((always_inline)) {
+        return (channel(from + s * WIDTH, c, i) - mean[s]) * rstd[s] * weight[c + i] + bias[c + i];
+      });
     }
   }
 }
+template <class From, class To>
 inline void normalise(
-    const float* from, float* to, int64_t channels, const float* weight, const float* bias, float eps) {
+    const From* from, To* to, int64_t channels, const float* weight, const float* bias, float eps) {
   vec mean[STEPS], rstd[STEPS];
   statistics(from, channels, eps, mean, rstd);
   normalise(from, to, channels, weight, bias, mean, rstd);
 }
 
 // The heart: M rows of weights (the first M / 2 at `first`, the others at `second`) times V vectors of a panel.
-template <int M, int V, class Epilogue>
+template <int M, int V, class F, class Epilogue>
 inline __attribute__((always_inline)) void multiply_rows(
-    const float* first, const float* second, int64_t depth, const float* panel, const Epilogue& epilogue) {
+    const F* first, const F* second, int64_t depth, const F* panel, const Epilogue& epilogue) {
   vec sums[M][V] = {};
   for (int64_t k = 0; k < depth; k++) {
     vec x[V];
@@ -128,17 +200,17 @@ inline __attribute__((always_inline)) void multiply_rows(
     for (int v = 0; v < V; v++) x[v] = load(panel + k * PANEL + v * WIDTH);
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++) {
-      const float weight = i < M / 2 ? first[i * depth + k] : second[(i - M / 2) * depth + k];
+      const F weight = i < M / 2 ? first[i * depth + k] : second[(i - M / 2) * depth + k];
 #pragma GCC unroll 2
-      for (int v = 0; v < V; v++) sums[i][v] += weight * x[v];
+      for (int v = 0; v < V; v++) sums[i][v] = multiply_add(weight, x[v], sums[i][v]);
     }
   }
   epilogue(sums);
 }
 
-template <int PAIRS, int V, class Epilogue>
+template <int PAIRS, int V, class F, class Epilogue>
 inline void multiply_pairs(
-    int64_t pairs, const float* first, const float* second, int64_t depth, const float* panel, const Epilogue& epilogue) {
+    int64_t pairs, const F* first, const F* second, int64_t depth, const F* panel, const Epilogue& epilogue) {
   if (pairs == PAIRS) {
     multiply_rows<2 * PAIRS, V>(first, second, depth, panel, epilogue);
   } else if constexpr (PAIRS > 1) {
@@ -146,10 +218,10 @@ inline void multiply_pairs(
   }
 }
 
-// epilogue(sums [2 * m][V], step) for the first `count` columns of a panel; `pairs` <= ROWS / 2.
-template <class Epilogue>
+// epilogue(sums [2 * m][V], step) for the first `count` columns of a panel; `pairs` <= ROWS / 2; depth in factors.
+template <class F, class Epilogue>
 inline void multiply_panel(
-    int64_t pairs, const float* first, const float* second, int64_t depth, const float* panel, int64_t count,
+    int64_t pairs, const F* first, const F* second, int64_t depth, const F* panel, int64_t count,
     const Epilogue& epilogue) {
   int s = 0;
   for (; s + 1 < STEPS && count > (s + 1) * WIDTH; s += 2) {

@@ -110,6 +110,32 @@ inline void store_upto(T* p, vec value, int64_t n) {
   }
 }
 
+// Two neighbouring channels of a pixel, as dot products of bfloat16 take them. A vector of WIDTH pairs travels as a vec.
+struct ChannelPair {
+  bfloat16 even;
+  bfloat16 odd;
+};
+
+inline vec load(const ChannelPair* p) {
+  return *(const loose_vec*)p;
+}
+#if defined(__AVX512BF16__)
+inline void store(ChannelPair* p, vec even, vec odd) {
+  const __m512i interleaved = _mm512_set_epi16(
+      31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+  *(loose_vec*)p = (vec)_mm512_permutexvar_epi16(interleaved, halves);
+}
+inline vec multiply_add(ChannelPair weight, vec pairs, vec sum) {
+  int32_t bits;
+  __builtin_memcpy(&bits, &weight, sizeof(bits));
+  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(bits));
+}
+#endif
+inline vec multiply_add(float weight, vec x, vec sum) {
+  return sum + weight * x;
+}
+
 inline ivec lanes() {
   ivec lane;
   for (int i = 0; i < WIDTH; i++) lane[i] = i;
