@@ -2,6 +2,8 @@
 // channels_last rows (vectors of neighbouring channels).
 #pragma once
 
+#include <type_traits>
+
 #include "vec.h"
 
 namespace r2r::R2R_ISA {
@@ -85,35 +87,70 @@ float depthwise_gate(const Depthwise& op, const T* x, T* gated, int64_t c, const
       gated + (c * op.height + tile.top) * columns, columns));
 }
 
+// COUNT neighbouring pixels x one vector of channels of a channels_last image, from x at the first of them. Taps lie `stride`
+// apart in x and in the weights, rows `row` apart in x; not `inside`, taps outside of the image are skipped.
+template <int COUNT, class T, class Valid, class Inside>
+inline __attribute__((always_inline)) void convolve_channels_last(
+    const T* x, int64_t row, int64_t stride, const float* taps, const float* bias, Valid valid, Inside inside,
+    vec (&out)[COUNT]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < COUNT; i++) out[i] = load_upto(bias, valid);
+#pragma GCC unroll 3
+  for (int r = 0; r < 3; r++) {
+#pragma GCC unroll 8
+    for (int k = 0; k < COUNT + 2; k++) {
+      if (!inside(r - 1, k - 1)) continue;
+      const vec value = load_upto(x + (r - 1) * row + (k - 1) * stride, valid);
+#pragma GCC unroll 8
+      for (int i = 0; i < COUNT; i++) {
+        if (k - i >= 0 && k - i <= 2) out[i] += load_upto(taps + (r * 3 + k - i) * stride, valid) * value;
+      }
+    }
+  }
+}
+
 template <class T>
 void depthwise_gate_channels_last(
     const Depthwise& op, const float* taps, const T* x, T* gated, int64_t top, int64_t bottom, float* sums) {
-  const int64_t channels = op.channels, stride = 2 * channels;
-  for (int64_t c = 0; c < channels; c += WIDTH) {
-    const int64_t valid = least(WIDTH, channels - c);
-    vec weights[2][9], total{};
-    for (int half = 0; half < 2; half++) {
-      for (int t = 0; t < 9; t++) weights[half][t] = load_upto(taps + t * stride + half * channels + c, valid);
-    }
-    for (int64_t row = top; row < bottom; row++) {
-      vec of_row{};
-      for (int64_t column = 0; column < op.width; column++) {
-        vec out[2];
-        for (int half = 0; half < 2; half++) {
-          out[half] = load_upto(op.bias + half * channels + c, valid);
-          for (int t = 0; t < 9; t++) {
-            const int64_t r = row + t / 3 - 1, k = column + t % 3 - 1;
-            if (r < 0 || r >= op.height || k < 0 || k >= op.width) continue;
-            out[half] += weights[half][t] * load_upto(x + (r * op.width + k) * stride + half * channels + c, valid);
-          }
-        }
-        const vec product = out[0] * out[1];
-        store_upto(gated + (row * op.width + column) * channels + c, product, valid);
+  const int64_t channels = op.channels, stride = 2 * channels, width = op.width;
+  const auto some_channels = [&](int64_t row, int64_t c, auto valid) __attribute__((always_inline)) {
+    vec of_row{};
+    const auto some_pixels = [&]<int COUNT>(int64_t column, auto inside) __attribute__((always_inline)) {
+      const int64_t at = row * width + column;
+      vec a[COUNT], b[COUNT];
+      convolve_channels_last<COUNT>(
+          x + at * stride + c, width * stride, stride, taps + c, op.bias + c, valid, inside, a);
+      convolve_channels_last<COUNT>(
+          x + at * stride + channels + c, width * stride, stride, taps + channels + c, op.bias + channels + c, valid,
+          inside, b);
+      for (int i = 0; i < COUNT; i++) {
+        const vec product = a[i] * b[i];
+        store_upto(gated + (at + i) * channels + c, product, valid);
         of_row += product;
       }
-      total += of_row;
+    };
+    int64_t column = 0;
+    const auto at_the_edge = [&] __attribute__((always_inline)) {
+      some_pixels.template operator()<1>(column, [&](int r, int k) {
+        return row + r >= 0 && row + r < op.height && column + k >= 0 && column + k < width;
+      });
+      column++;
+    };
+    if (row > 0 && row + 1 < op.height) {
+      constexpr int BLOCK = 4;
+      const auto inside = [](int, int) { return true; };
+      at_the_edge();
+      for (; column + BLOCK < width; column += BLOCK) some_pixels.template operator()<BLOCK>(column, inside);
+      for (; column + 1 < width; column++) some_pixels.template operator()<1>(column, inside);
     }
-    store_upto(sums + c, total, valid);
+    while (column < width) at_the_edge();
+    store_upto(sums + c, load_upto(sums + c, valid) + of_row, valid);
+  };
+  __builtin_memset(sums, 0, channels * sizeof(float));
+  for (int64_t row = top; row < bottom; row++) {
+    int64_t c = 0;
+    for (; c + WIDTH <= channels; c += WIDTH) some_channels(row, c, std::integral_constant<int64_t, WIDTH>());
+    if (c < channels) some_channels(row, c, channels - c);
   }
 }
 

@@ -143,15 +143,16 @@ void second_sweep(
   for (int64_t start = begin; start < end; start += SECOND_PANELS * PANEL) {
     const int64_t pixels = least(end - start, SECOND_PANELS * PANEL);
     for (int64_t first = 0; first < pixels; first += PANEL) {
-      const int64_t count = least(PANEL, pixels - first);
-      fill(op.x, n, start + first, count, x + first * depth);
-      for (int64_t c = 0; c < channels; c += UNIT) {
-        const T* from = first_half + c * op.x.pixels + start + first;
-        for (int64_t p = 0; p < count; p += WIDTH) {
-          put<UNIT>(gated + first * depth + p, c, [&](int i) __attribute__((always_inline)) {
-            return load_upto(from + i * op.x.pixels + p, count - p) * attention[c + i];
-          });
-        }
+      fill(op.x, n, start + first, least(PANEL, pixels - first), x + first * depth);
+    }
+    for (int64_t c = 0; c < channels; c += UNIT) {
+      const T* from = first_half + c * op.x.pixels + start;
+      for (int64_t p = 0; p < pixels; p += WIDTH) {
+        put<UNIT>(gated + p / PANEL * PANEL * depth + p % PANEL, c, [&](int i) __attribute__((always_inline)) {
+          const T* at = from + i * op.x.pixels + p;
+          __builtin_prefetch(at + SECOND_PANELS * PANEL);  // too many planes for the processor to see to it
+          return load_upto(at, pixels - p) * attention[c + i];
+        });
       }
     }
     residual_convolution(conv3, w.conv3_bias, w.beta, channels, gated, x, y, pixels);

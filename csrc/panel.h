@@ -193,7 +193,12 @@ inline void normalise(
 template <int M, int V, class F, class Epilogue>
 inline __attribute__((always_inline)) void multiply_rows(
     const F* first, const F* second, int64_t depth, const F* panel, const Epilogue& epilogue) {
-  vec sums[M][V] = {};
+  vec sums[M][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) sums[i][v] = vec{};  // `sums = {}` would become a slow string instruction
+  }
   for (int64_t k = 0; k < depth; k++) {
     vec x[V];
 #pragma GCC unroll 2

@@ -50,16 +50,18 @@ def test_small_and_empty_batches(shape: tuple[int, int, int, int]) -> None:
     assert_follows(operator, inputs(shape), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 64, 50, 40), (1, 4, 8, 600), (1, 130, 12, 11), (1, 6, 130, 70), (5, 3, 9, 9)])
-def test_tiles_strips_and_ragged_channels(shape: tuple[int, int, int, int]) -> None:
+def test_tiles_strips_and_ragged_channels(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     x, *rest = inputs(shape)
     for name in ("contiguous", "channels_last"):
-        assert_follows(operator, [FORMATS[name](x), *rest], torch.float32)
+        assert_follows(operator, [FORMATS[name](x), *rest], dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_number_of_threads_does_not_change_a_bit(threads: int) -> None:
-    x, *rest = inputs((1, 24, 30, 40))
+def test_the_number_of_threads_does_not_change_a_bit(threads: int, dtype: torch.dtype) -> None:
+    x, *rest = (t.to(dtype) for t in inputs((1, 24, 30, 40)))
     alone = operator(F, [x, *rest])[0]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
