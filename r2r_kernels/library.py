@@ -215,7 +215,7 @@ def _naf_block(x: Tensor, params: Sequence[Tensor], eps: float) -> Tensor:
         return _dense(_triton("naf_block").forward(x, NAFBlockParams(*(p.contiguous() for p in params)), eps), x)
     if chosen == "native":
         y = _empty(x, x.shape[1])
-        gated = x.new_empty(x.shape)
+        gated = x.new_empty(x.shape) if _channels_last(x) else y  # the result takes its place pixel by pixel
         _NATIVE.naf_block(_dense(x, x), [p.contiguous() for p in params], eps, _channels_last(x), gated, y)
         return y
     return _dense(reference.naf_block(x, NAFBlockParams(*params), eps), x)
