@@ -58,10 +58,11 @@ def find_torch() -> tuple[Path, str]:
 
 
 def find_compiler() -> str:
-    for name in (os.environ.get("CXX"), "c++", "g++"):
-        if name and (path := shutil.which(name)):
+    wanted = os.environ.get("CXX")
+    for name in (wanted,) if wanted else ("c++", "g++"):
+        if path := shutil.which(name):
             return path
-    raise BuildError("no C++ compiler was found (set CXX)")
+    raise BuildError(f"CXX={wanted} was not found" if wanted else "no C++ compiler was found (set CXX)")
 
 
 def find_nvcc() -> Path | None:

@@ -1,7 +1,8 @@
 """What the operators and the model are held against, each under one name everywhere.
 
 "eager as published" computes as the published code does, on contiguous images. "eager channels_last" is the plain
-PyTorch of `r2r_kernels.reference` in that memory format, and what `torch.compile` compiles. "ours" is
+PyTorch of `r2r_kernels.reference` in that memory format ("eager reference": where there are no images), and what
+`torch.compile` compiles. "ours" is
 `r2r_kernels.functional` or `r2r.fast`, in channels_last where there are images. A rival is prepared (built, compiled,
 captured) before it is timed; one that cannot be is a row that says why.
 """
@@ -30,6 +31,7 @@ from r2r_kernels import functional, reference
 from r2r_kernels.nn import OperatorModule
 
 CHANNELS_LAST = "eager channels_last"
+REFERENCE = "eager reference"
 COMPILE = "torch.compile"
 MAX_AUTOTUNE = "torch.compile max-autotune"
 FROZEN = "ours frozen"
@@ -120,8 +122,7 @@ def operator_rivals(
         return Rival(name, lambda: Contender({"": call(source, channels_last, mode)}, note))
 
     rivals = [rival(EAGER, published or published_form(module), False)]
-    if images:
-        rivals.append(rival(CHANNELS_LAST, module, True))
+    rivals.append(rival(CHANNELS_LAST if images else REFERENCE, module, True))
     if compiling:
         rivals.append(rival(COMPILE, module, True, None))
     if compiling and gpu:
@@ -149,6 +150,17 @@ class PublishedDepthwiseGate(DepthwiseGate):
         first, second = self.conv(x).chunk(2, dim=1)
         gated = first * second
         return gated, nn.functional.adaptive_avg_pool2d(gated, 1)
+
+
+class UpsampleAdd(OperatorModule):
+    """As above; in the model it is a part of the decoder."""
+
+    def __init__(self, channels: int, eager: bool = True) -> None:
+        super().__init__(eager)
+        self.conv = nn.Conv2d(2 * channels, 4 * channels, 1, bias=False)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.ops.upsample_add(x, self.conv.weight, skip)
 
 
 @torch.inference_mode()

@@ -83,6 +83,18 @@ def conv2d(
     return forward + Work(2 * x * itemsize + y * itemsize + 2 * weights * itemsize, 2 * forward.flops) * int(backward)
 
 
+def upsample_add(n: int, c: int, h: int, w: int, itemsize: int, backward: bool = False) -> Work:
+    """Sizes of the result. x (half of an image) and skip in, y out; backward: x and dy in, dx out."""
+    image, weights = n * c * h * w, 8 * c * c
+    forward = Work((5 * image // 2 + weights) * itemsize, 4 * image * c)
+    return forward + Work((2 * image + 2 * weights) * itemsize, 2 * forward.flops) * int(backward)
+
+
+def local_mean_2d(n: int, c: int, h: int, w: int, itemsize: int, backward: bool = False) -> Work:
+    """x in, y out; backward: dy in, dx out."""
+    return Work((4 if backward else 2) * n * c * h * w * itemsize)
+
+
 def bank_retrieve(
     n: int, tasks: int, slots: int, key: int, value: int, itemsize: int, chosen: int = 1, backward: bool = False
 ) -> Work:
@@ -143,15 +155,15 @@ def model(
     convs += conv2d(n, 3, width, h, w, 3, itemsize, backward=backward)
     convs += conv2d(n, width, 3, h, w, 3, itemsize, backward=backward)
     convs += conv2d(n, deepest, 2 * width + deepest, h // stride, w // stride, 3, itemsize, backward=backward)
-    bank, capacity = sizes["bank_size"] ** 2, sizes["capacity"]
+    bank, capacity, ups = sizes["bank_size"] ** 2, sizes["capacity"], Work()
     for level, number in zip(reversed(range(levels)), sizes["decoder_blocks"], strict=True):
         c, high, wide = width << level, h >> level, w >> level
-        convs += conv2d(n, 2 * c, 4 * c, high // 2, wide // 2, 1, itemsize, backward=backward)
-        convs += Work(n * c * high * wide * itemsize)  # the skip
+        ups += upsample_add(n, c, high, wide, itemsize, backward)
         naf += naf_block(n, c, high, wide, itemsize, backward) * number
     return {
         "naf_block": naf,
         "conv2d": convs,
+        "upsample_add": ups,
         "bank_retrieve": bank_retrieve(
             n, tasks, capacity - capacity // 5 + 1, 2 * width * bank, deepest * bank, itemsize, backward=backward
         ),

@@ -40,7 +40,7 @@ def retrieval(
     module = BankRetrieval("published", eager=True)
     race(
         group,
-        f"{batch} of {tasks} tasks x {slots} slots",
+        f"batch {batch}, tasks {tasks}, slots {slots}",
         dtype,
         operator_rivals(
             "bank_retrieve",

@@ -52,7 +52,7 @@ def convolution(
     published.load_state_dict(module.state_dict())
     race(
         group,
-        f"{tasks} tasks x {slots} slots x {channels}",
+        f"tasks {tasks}, slots {slots}, channels {channels}",
         dtype,
         operator_rivals("slot_conv", module, [x], published, backward, False, quick, growth is None),
         roofline.slot_conv(tasks, slots, channels, kernel, SIDE, SIDE, x.itemsize, backward),

@@ -45,7 +45,10 @@ void add_weighted(
     for (int64_t i = 0; i < length; i += WIDTH) {
       const int64_t left = length - i;
       vec row[S];
-      for (int s = 0; s < S; s++) row[s] = load_upto(rows + s * stride + i, left);
+      for (int s = 0; s < S; s++) {
+        row[s] = load_upto(rows + s * stride + i, left);
+        __builtin_prefetch(rows + (S + s) * stride + i);  // rows are pages apart: the processor would not
+      }
       for (int64_t m = 0; m < count; m++) {
         vec total = load_upto(totals[m] + i, left);
         for (int s = 0; s < S; s++) total += weights[m][slot + s] * row[s];

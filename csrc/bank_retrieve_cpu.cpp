@@ -108,7 +108,7 @@ void bank_retrieve(
       selection.weigh(part + n * tasks, own);
     }
 
-    constexpr int64_t BLOCK = 2048;  // of the readout of all samples, in the first-level cache
+    constexpr int64_t BLOCK = 4096;  // of the readout of all samples: a page of each slot at least
     const T* all_values = data<const T>(values);
     T* out = data<T>(readout);
     parallel((length + BLOCK - 1) / BLOCK, [&](int64_t begin, int64_t end) {

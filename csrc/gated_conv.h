@@ -1,88 +1,43 @@
-// Gated convolution (R2R, section 3.4): z = grouped convolution of (x, prior) + bias, gate = sigmoid(z),
-// y = x + gate * (prior - x), and its gradients. What one element means is in templates on the value's type: vectors of
-// floats on a CPU, a float on a GPU (gated_conv_cuda.cu), where only the exponential differs. Below are the CPU's walks.
-//
-// A convolution of K x K has 2 K K taps a channel: those of x, then those of the prior.
+// Gated convolution on a CPU: how it walks over planes (NCHW) and rows (channels_last). What one element means is in gate.h.
 #pragma once
 
-#include <cstdint>
+#include "gate.h"
 
-#if defined(__CUDACC__)
-#define R2R_INLINE __device__ __forceinline__
-#define R2R_UNROLL _Pragma("unroll")
-#else
-#define R2R_INLINE inline __attribute__((always_inline))
 #define R2R_ALWAYS __attribute__((always_inline))
-#define R2R_UNROLL _Pragma("GCC unroll 9")
-#include "vec.h"
-#endif
 
 namespace r2r::R2R_ISA {
 
-#if defined(__CUDACC__)
-R2R_INLINE float exponential(float x) {
-  return __expf(x);
-}
-#else
-// To 2 units in the last place: 2^n e^r with |r| <= ln(2) / 2. Held within what a float can hold; NaN stays.
-R2R_INLINE vec exponential(vec x) {
-  x = x < -87.0f ? splat(-87.0f) : x;
-  x = x > 88.0f ? splat(88.0f) : x;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, held in the low bits
-  const vec shifted = x * 1.44269504f + magic, n = shifted - magic;
-  const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  vec p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  return (vec)((ivec)p + ((ivec)shifted << 23));
-}
-#endif
-
-template <class V>
-R2R_INLINE V sigmoid(V z) {
-  return 1.0f / (1.0f + exponential(-z));
-}
-
-template <class V>
-R2R_INLINE V blend(V x, V prior, V gate) {
-  return x + gate * (prior - x);
-}
-
-// Gradient of z, given that of y.
-template <class V>
-R2R_INLINE V gate_gradient(V dy, V x, V prior, V gate) {
-  return dy * (prior - x) * gate * (1.0f - gate);
-}
-
-// start + the K x K taps on what read(row, column) gives at these offsets; sign -1 is the convolution's adjoint.
-template <int K, class V, class Tap, class Read>
-R2R_INLINE V convolve(V start, int sign, const Tap& tap, const Read& read) {
-  R2R_UNROLL
-  for (int t = 0; t < K * K; t++) start += tap(t) * read(sign * (t / K - K / 2), sign * (t % K - K / 2));
-  return start;
-}
-
-// What the i-th of `out` places averages of `in` places: [begin, end), as adaptive_avg_pool2d.
-struct Window {
-  int64_t begin;
-  int64_t end;
-};
-R2R_INLINE Window window(int64_t i, int64_t in, int64_t out) {
-  return {i * in / out, ((i + 1) * in + out - 1) / out};
-}
-
-#if !defined(__CUDACC__)
-
-// body(i, valid) for each vector of `count` values, valid of which exist: a constant but for the last.
+// body(i, valid) for each vector of the values [begin, end), valid of which exist: a constant but for the last.
 template <class Body>
-R2R_INLINE void for_vectors(int64_t count, const Body& body) {
-  int64_t i = 0;
-  for (; i + WIDTH <= count; i += WIDTH) body(i, WIDTH);
-  if (i < count) body(i, count - i);
+R2R_INLINE void for_vectors(int64_t begin, int64_t end, const Body& body) {
+  int64_t i = begin;
+  for (; i + WIDTH <= end; i += WIDTH) body(i, WIDTH);
+  if (i < end) body(i, end - i);
+}
+
+// A 3x3 convolution that walks along one direction of an image of `size` places and makes [begin, end): each input is read
+// once, for the three outputs that it is near to. taps [6 (d + 1) + a]: of d along the walk, and of the inputs in[a] that
+// read(place, in) gives: x at three places across, then the prior. emit(place, z, x, prior).
+template <class Read, class Emit>
+R2R_INLINE void slide(
+    const vec (&taps)[18], vec bias, int64_t begin, int64_t end, int64_t size, const Read& read, const Emit& emit) {
+  vec next = bias, here = bias, x{}, prior{};
+  for (int64_t i = begin ? begin - 1 : 0; i < least(end + 1, size); i++) {
+    vec in[6], done = here;
+    read(i, in);
+    here = next;
+    next = bias;
+    R2R_UNROLL
+    for (int a = 0; a < 6; a++) {
+      done += taps[12 + a] * in[a];
+      here += taps[6 + a] * in[a];
+      next += taps[a] * in[a];
+    }
+    if (i > begin) emit(i - 1, done, x, prior);
+    x = in[1];
+    prior = in[4];
+  }
+  if (end == size) emit(end - 1, here, x, prior);
 }
 
 // -- planes (NCHW): vectors of neighbouring pixels ---------------------------------------------------------------------
@@ -102,19 +57,19 @@ inline void stage_row(const T* row, int64_t width, float* to) {  // row = nullpt
 
 template <class T>
 inline void stage_resized_row(const GatedConv<T>& op, const T* plane, Window rows, float* line, float* to) {
-  const int64_t width = op.prior_width;
-  for (int64_t i = 0; i < width; i += WIDTH) {
-    vec total{};
-    for (int64_t r = rows.begin; r < rows.end; r++) total += load_upto(plane + r * width + i, width - i);
-    store(line + i, total);
-  }
   const float scale = 1.0f / (float)(rows.end - rows.begin);
+  for_vectors(0, op.prior_width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
+    vec total{};
+    for (int64_t r = rows.begin; r < rows.end; r++) total += load_upto(plane + r * op.prior_width + i, valid);
+    store(line + i, total * scale);
+  });
   stage_row<float>(nullptr, op.width, to);
   for (int64_t c = 0; c < op.width; c++) {
-    const int64_t begin = op.columns[2 * c], end = op.columns[2 * c + 1];
-    float total = line[begin];
-    for (int64_t i = begin + 1; i < end; i++) total += line[i];
-    to[c] = total * (scale / (float)(end - begin));
+    const auto [begin, end] = op.columns[c];
+    to[c] = line[begin];
+    if (end - begin == 1) continue;
+    for (int64_t i = begin + 1; i < end; i++) to[c] += line[i];
+    to[c] /= (float)(end - begin);
   }
 }
 
@@ -125,12 +80,11 @@ inline void stage_prior(const GatedConv<T>& op, int64_t plane, int64_t top, int6
   const T* from = op.prior + plane * op.prior_height * op.prior_width;
   Window last{-1, -1};
   for (int64_t r = top; r < bottom; r++, to += stride) {
-    const bool inside = r >= 0 && r < op.height;
-    if (!inside || !op.columns) {
-      stage_row(inside ? from + r * op.width : nullptr, op.width, to);
+    if (!op.rows) {
+      stage_row(from + r * op.width, op.width, to);
       continue;
     }
-    const Window rows = window(r, op.prior_height, op.height);
+    const Window rows = op.rows[r];
     if (rows.begin == last.begin && rows.end == last.end) {
       stage_row(to - stride, op.width, to);
     } else {
@@ -142,33 +96,31 @@ inline void stage_prior(const GatedConv<T>& op, int64_t plane, int64_t top, int6
 
 template <class T>
 void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch) {
-  constexpr int K = 3, HALO = 1;
-  const int64_t stride = staged_stride(op.width), rows = least(STRIP, op.height) + 2 * HALO;
+  const int64_t stride = staged_stride(op.width), rows = least(STRIP, op.height) + 2;
   float *x = scratch + WIDTH, *prior = x + rows * stride, *line = prior + rows * stride;
-  const float *weight = op.weight + plane % op.channels * 2 * K * K, bias = op.bias[plane % op.channels];
-  vec taps[2 * K * K];
-  for (int t = 0; t < 2 * K * K; t++) taps[t] = splat(weight[t]);
-  for (int64_t top = 0; top < op.height; top += STRIP) {
-    const int64_t bottom = least(op.height, top + STRIP);
-    const T* in = op.x + plane * op.height * op.width;
-    for (int64_t r = top - HALO; r < bottom + HALO; r++) {
-      stage_row(r >= 0 && r < op.height ? in + r * op.width : nullptr, op.width, x + (r - top + HALO) * stride);
-    }
-    stage_prior(op, plane, top - HALO, bottom + HALO, line, prior);
-    for (int64_t r = top; r < bottom; r++) {
-      T* out = op.y + (plane * op.height + r) * op.width;
-      for_vectors(op.width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
-        const float *at_x = x + (r - top + HALO) * stride + i, *at_prior = prior + (r - top + HALO) * stride + i;
-        vec z = splat(bias);
-        z = convolve<K>(
-            z, 1, [&](int t) R2R_ALWAYS { return taps[t]; },
-            [&](int64_t v, int h) R2R_ALWAYS { return load(at_x + v * stride + h); });
-        z = convolve<K>(
-            z, 1, [&](int t) R2R_ALWAYS { return taps[K * K + t]; },
-            [&](int64_t v, int h) R2R_ALWAYS { return load(at_prior + v * stride + h); });
-        store_upto(out + i, blend(load(at_x), load(at_prior), sigmoid(z)), valid);
-      });
-    }
+  const float* weight = op.weight + plane % op.channels * 18;
+  vec taps[18];
+  for (int t = 0; t < 18; t++) taps[t] = splat(weight[t % 6 / 3 * 9 + t / 6 * 3 + t % 3]);
+  const vec bias = splat(op.bias[plane % op.channels]);
+  const T* in = op.x + plane * op.height * op.width;
+  T* out = op.y + plane * op.height * op.width;
+  for (int64_t begin = 0; begin < op.height; begin += STRIP) {
+    const int64_t end = least(op.height, begin + STRIP);
+    const int64_t top = begin ? begin - 1 : 0, bottom = least(op.height, end + 1);
+    for (int64_t r = top; r < bottom; r++) stage_row(in + r * op.width, op.width, x + (r - top) * stride);
+    stage_prior(op, plane, top, bottom, line, prior);
+    for_vectors(0, op.width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
+      slide(
+          taps, bias, begin, end, op.height,
+          [&](int64_t r, vec(&to)[6]) R2R_ALWAYS {
+            const int64_t at = (r - top) * stride + i;
+            R2R_UNROLL
+            for (int a = 0; a < 3; a++) to[a] = load(x + at + a - 1), to[3 + a] = load(prior + at + a - 1);
+          },
+          [&](int64_t r, vec z, vec a, vec b) R2R_ALWAYS {
+            store_upto(out + r * op.width + i, blend(a, b, sigmoid(z)), valid);
+          });
+    });
   }
 }
 
@@ -176,7 +128,7 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
 template <class T, class P>
 inline void gate_pixels(const T* x, const P* prior, T* y, int64_t count, const float* weight, float bias) {
   const float of_x = weight[0], of_prior = weight[1];
-  for_vectors(count, [&](int64_t i, int64_t valid) R2R_ALWAYS {
+  for_vectors(0, count, [&](int64_t i, int64_t valid) R2R_ALWAYS {
     const vec a = load_upto(x + i, valid), b = load_upto(prior + i, valid);
     store_upto(y + i, blend(a, b, sigmoid(bias + of_x * a + of_prior * b)), valid);
   });
@@ -186,7 +138,7 @@ template <class T>
 void gated_conv_pixels(const GatedConv<T>& op, int64_t plane, float* scratch) {
   const float *weight = op.weight + plane % op.channels * 2, bias = op.bias[plane % op.channels];
   const int64_t base = plane * op.height * op.width;
-  if (!op.columns) {
+  if (!op.rows) {
     gate_pixels(op.x + base, op.prior + base, op.y + base, op.height * op.width, weight, bias);
     return;
   }
@@ -194,7 +146,7 @@ void gated_conv_pixels(const GatedConv<T>& op, int64_t plane, float* scratch) {
   float *row = scratch + WIDTH, *line = row + staged_stride(op.width);
   Window last{-1, -1};
   for (int64_t r = 0; r < op.height; r++) {
-    const Window rows = window(r, op.prior_height, op.height);
+    const Window rows = op.rows[r];
     if (rows.begin != last.begin || rows.end != last.end) stage_resized_row(op, from, rows, line, row);
     last = rows;
     gate_pixels(op.x + base + r * op.width, row, op.y + base + r * op.width, op.width, weight, bias);
@@ -314,88 +266,140 @@ inline __attribute__((always_inline)) vec logit_at(
   return z;
 }
 
-template <int K, class T, class P>
-inline void gate_row(
-    const GatedConv<T>& op, const T* const (&x_rows)[K], const P* const (&prior_rows)[K], const float* zeros, T* y) {
-  constexpr int HERE = K * K / 2;
+// One row of channels [first, last) of the prior at the output's width; put(column, c, valid, value) takes it.
+template <class T, class Put>
+R2R_INLINE void resize_channels_row(
+    const GatedConv<T>& op, int64_t first, int64_t last, const T* image, Window rows, const Put& put) {
   for (int64_t column = 0; column < op.width; column++) {
-    const T* x[K * K];
-    const P* prior[K * K];
-    neighbours<K>(x_rows, column, op.width, op.channels, (const T*)zeros, x);
-    neighbours<K>(prior_rows, column, op.width, op.channels, (const P*)zeros, prior);
-    T* out = y + column * op.channels;
-    for_vectors(op.channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-      const vec gate = sigmoid(logit_at<K>(op.weight, op.bias, op.channels, c, valid, x, prior));
-      store_upto(out + c, blend(load_upto(x[HERE] + c, valid), load_upto(prior[HERE] + c, valid), gate), valid);
+    const auto [begin, end] = op.columns[column];
+    const float scale = 1.0f / (float)((rows.end - rows.begin) * (end - begin));
+    for_vectors(first, last, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+      vec total{};
+      for (int64_t r = rows.begin; r < rows.end; r++) {
+        for (int64_t i = begin; i < end; i++) {
+          total += load_upto(image + (r * op.prior_width + i) * op.channels + c, valid);
+        }
+      }
+      put(column, c, valid, total * scale);
     });
   }
 }
 
-// One row of the prior at the output's width.
-template <class T>
-inline void resize_channels_row(const GatedConv<T>& op, const T* image, Window rows, float* to) {
+// A 1x1 convolution of one row.
+template <class T, class P>
+inline void gate_row(const GatedConv<T>& op, const T* x, const P* prior, T* y) {
   const int64_t channels = op.channels;
-  for (int64_t column = 0; column < op.width; column++) {
-    const int64_t begin = op.columns[2 * column], end = op.columns[2 * column + 1];
-    const float scale = 1.0f / (float)((rows.end - rows.begin) * (end - begin));
-    for (int64_t c = 0; c < channels; c += WIDTH) {
-      vec total{};
-      for (int64_t r = rows.begin; r < rows.end; r++) {
-        for (int64_t i = begin; i < end; i++) {
-          total += load_upto(image + (r * op.prior_width + i) * channels + c, channels - c);
-        }
-      }
-      store_upto(to + column * channels + c, total * scale, channels - c);
-    }
+  for (int64_t pixel = 0; pixel < op.width * channels; pixel += channels) {
+    for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+      const vec a = load_upto(x + pixel + c, valid), b = load_upto(prior + pixel + c, valid);
+      const vec of_x = load_upto(op.weight + c, valid), of_prior = load_upto(op.weight + channels + c, valid);
+      const vec gate = sigmoid(load_upto(op.bias + c, valid) + of_x * a + of_prior * b);
+      store_upto(y + pixel + c, blend(a, b, gate), valid);
+    });
   }
 }
 
-template <int K, class T>
-void gated_conv_rows_of(const GatedConv<T>& op, int64_t n, int64_t top, int64_t bottom, float* scratch) {
-  constexpr int HALO = K / 2;
-  const int64_t line = op.width * op.channels;
-  const T *image = op.x + n * op.height * line, *prior = op.prior + n * op.prior_height * op.prior_width * op.channels;
-  T* out = op.y + n * op.height * line;
-  float *zeros = scratch, *resized = zeros + op.channels;
-  for (int64_t c = 0; c < op.channels; c++) zeros[c] = 0;
-  // Rows of the prior that were resized last: neighbouring rows often average the same rows of it.
-  Window held[K];
-  for (Window& w : held) w = {-1, -1};
-  int newest = 0;
-  const auto resized_row = [&](int64_t r) -> const float* {
-    const Window rows = window(r, op.prior_height, op.height);
-    for (int i = 0; i < K; i++) {
-      if (held[i].begin == rows.begin && held[i].end == rows.end) return resized + i * line;
-    }
-    newest = (newest + 1) % K;
-    held[newest] = rows;
-    resize_channels_row(op, prior, rows, resized + newest * line);
-    return resized + newest * line;
-  };
+template <class T>
+void gated_conv_rows_1x1(const GatedConv<T>& op, int64_t n, int64_t top, int64_t bottom, float* scratch) {
+  const int64_t line = op.width * op.channels, base = n * op.height * line;
+  const T* prior = op.prior + n * op.prior_height * op.prior_width * op.channels;
+  Window last{-1, -1};
   for (int64_t r = top; r < bottom; r++) {
-    const T *x_rows[K], *prior_rows[K];
-    const float* resized_rows[K];
-    for (int k = 0; k < K; k++) {
-      const int64_t at = r + k - HALO;
-      const bool inside = at >= 0 && at < op.height;
-      x_rows[k] = inside ? image + at * line : nullptr;
-      prior_rows[k] = inside && !op.columns ? prior + at * line : nullptr;
-      resized_rows[k] = inside && op.columns ? resized_row(at) : nullptr;
+    const int64_t at = base + r * line;
+    if (!op.rows) {
+      gate_row(op, op.x + at, op.prior + at, op.y + at);
+      continue;
     }
-    if (op.columns) {
-      gate_row<K>(op, x_rows, resized_rows, zeros, out + r * line);
+    const Window rows = op.rows[r];
+    if (rows.begin != last.begin || rows.end != last.end) {
+      const auto put = [&](int64_t column, int64_t c, int64_t valid, vec value) R2R_ALWAYS {
+        store_upto(scratch + column * op.channels + c, value, valid);
+      };
+      resize_channels_row(op, 0, op.channels, prior, rows, put);
+    }
+    last = rows;
+    gate_row(op, op.x + at, scratch, op.y + at);
+  }
+}
+
+// Channels [first, last). Rows with their neighbours are staged as floats, vectors of channels one after the other: reading
+// a vector's pixels where they are, a power of two apart, would have them all fall into the same sets of the cache.
+template <class T>
+void gated_conv_rows_3x3(
+    const GatedConv<T>& op, int64_t n, int64_t top, int64_t bottom, int64_t first, int64_t last, float* scratch) {
+  const int64_t channels = op.channels, line = op.width * WIDTH;
+  const int64_t stride = (last - first + WIDTH - 1) / WIDTH * line, base = n * op.height * op.width * channels;
+  float *x = scratch, *prior = x + (bottom - top + 2) * stride;
+  const T* from = op.prior + n * op.prior_height * op.prior_width * channels;
+  Window held{-1, -1};
+  for (int64_t r = top - 1; r <= bottom; r++) {
+    float *to_x = x + (r - top + 1) * stride, *to_prior = prior + (r - top + 1) * stride;
+    const auto stage = [&](const T* row, float* to) R2R_ALWAYS {
+      for (int64_t column = 0; column < op.width; column++) {
+        for_vectors(first, last, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+          store(to + (c - first) * op.width + column * WIDTH, load_upto(row + column * channels + c, valid));
+        });
+      }
+    };
+    if (r < 0 || r >= op.height) {
+      for (int64_t i = 0; i < stride; i += WIDTH) store(to_x + i, vec{}), store(to_prior + i, vec{});
+      continue;
+    }
+    stage(op.x + base + r * op.width * channels, to_x);
+    if (!op.rows) {
+      stage(op.prior + base + r * op.width * channels, to_prior);
+      continue;
+    }
+    const Window rows = op.rows[r];
+    if (rows.begin == held.begin && rows.end == held.end) {
+      for (int64_t i = 0; i < stride; i += WIDTH) store(to_prior + i, load(to_prior - stride + i));
     } else {
-      gate_row<K>(op, x_rows, prior_rows, zeros, out + r * line);
+      const auto put = [&](int64_t column, int64_t c, int64_t, vec value) R2R_ALWAYS {
+        store(to_prior + (c - first) * op.width + column * WIDTH, value);
+      };
+      resize_channels_row(op, first, last, from, rows, put);
+    }
+    held = rows;
+  }
+  for (int64_t r = top; r < bottom; r++) {
+    // The result takes the place of the row of x above, which no other row needs.
+    for_vectors(first, last, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+      vec taps[18];
+#pragma GCC unroll 18
+      for (int t = 0; t < 18; t++) {
+        taps[t] = load_upto(op.weight + (t % 6 / 3 * 9 + t % 3 * 3 + t / 6) * channels + c, valid);
+      }
+      const int64_t at = (r - top) * stride + (c - first) * op.width;
+      slide(
+          taps, load_upto(op.bias + c, valid), 0, op.width, op.width,
+          [&](int64_t column, vec(&to)[6]) R2R_ALWAYS {
+            R2R_UNROLL
+            for (int a = 0; a < 3; a++) {
+              to[a] = load(x + at + a * stride + column * WIDTH);
+              to[3 + a] = load(prior + at + a * stride + column * WIDTH);
+            }
+          },
+          [&](int64_t column, vec z, vec a, vec b) R2R_ALWAYS {
+            store(x + at + column * WIDTH, blend(a, b, sigmoid(z)));
+          });
+    });
+    T* out = op.y + base + r * op.width * channels;
+    for (int64_t column = 0; column < op.width; column++) {
+      for_vectors(first, last, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+        store_upto(
+            out + column * channels + c, load(x + (r - top) * stride + (c - first) * op.width + column * WIDTH), valid);
+      });
     }
   }
 }
 
 template <class T>
-void gated_conv_rows(const GatedConv<T>& op, int64_t n, int64_t top, int64_t bottom, float* scratch) {
+void gated_conv_rows(
+    const GatedConv<T>& op, int64_t n, int64_t top, int64_t bottom, int64_t first, int64_t last, float* scratch) {
   if (op.kernel == 1) {
-    gated_conv_rows_of<1>(op, n, top, bottom, scratch);
+    gated_conv_rows_1x1(op, n, top, bottom, scratch);
   } else {
-    gated_conv_rows_of<3>(op, n, top, bottom, scratch);
+    gated_conv_rows_3x3(op, n, top, bottom, first, last, scratch);
   }
 }
 
@@ -422,7 +426,7 @@ void gated_conv_rows_backward_of(
     for (int64_t column = 0; column < op.width; column++) {
       neighbours<K>(x_rows, column, op.width, channels, (const T*)zeros, x);
       neighbours<K>(prior_rows, column, op.width, channels, (const T*)zeros, prior);
-      for_vectors(channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+      for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
         const int64_t at = column * channels + c;
         const vec g = sigmoid(logit_at<K>(op.weight, op.bias, channels, c, valid, x, prior));
         const vec dy = load_upto(op.dy + base + r * line + at, valid);
@@ -443,7 +447,7 @@ void gated_conv_rows_backward_of(
     rows_at(op.prior, r, prior_rows);
     for (int64_t column = 0; column < op.width; column++) {
       neighbours<K>(rows, column, op.width, channels, (const float*)zeros, at_dz);
-      for_vectors(channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+      for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
         const int64_t at = column * channels + c, out = base + r * line + at;
         const vec dy = load_upto(op.dy + out, valid);
         vec dprior = dy * load_upto(gate + at, valid), dx = dy - dprior;
@@ -458,7 +462,7 @@ void gated_conv_rows_backward_of(
       });
     }
     const float* own = dzs + (r + K) % K * line;
-    for_vectors(channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+    for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
       vec partial[2 * TAPS + 1] = {};
       for (int64_t column = 0; column < op.width; column++) {
         neighbours<K>(x_rows, column, op.width, channels, (const T*)zeros, x);
@@ -492,7 +496,5 @@ void gated_conv_rows_backward(
     gated_conv_rows_backward_of<3>(op, n, top, bottom, sums, scratch);
   }
 }
-
-#endif
 
 }  // namespace r2r::R2R_ISA

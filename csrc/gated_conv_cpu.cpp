@@ -24,8 +24,11 @@ class Taps {
   std::vector<float> turned_;
 };
 
-// Rows of channels_last that one task makes: enough that the rows above and below it cost little.
-constexpr int64_t ROWS = 8;
+std::vector<Window> windows(int64_t in, int64_t out) {
+  std::vector<Window> all;
+  for (int64_t i = 0; i < out; i++) all.push_back(window(i, in, out));
+  return all;
+}
 
 }  // namespace
 
@@ -37,22 +40,23 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
     const Taps taps(floats(weight), x.size(1), 2 * kernel * kernel, channels_last);
     GatedConv<T> op{
         data<const T>(x), data<const T>(prior), data<T>(y), taps.data(), floats(bias), x.size(1), x.size(2), x.size(3),
-        prior.size(2), prior.size(3), kernel, nullptr};
-    std::vector<int64_t> columns;
+        prior.size(2), prior.size(3), kernel, nullptr, nullptr};
+    const std::vector<Window> rows = windows(op.prior_height, op.height), columns = windows(op.prior_width, op.width);
     if (op.prior_height != op.height || op.prior_width != op.width) {
-      for (int64_t i = 0; i < op.width; i++) {
-        columns.push_back(i * op.prior_width / op.width);
-        columns.push_back(((i + 1) * op.prior_width + op.width - 1) / op.width);
-      }
+      op.rows = rows.data();
       op.columns = columns.data();
     }
     if (channels_last) {
-      const int64_t strips = (op.height + ROWS - 1) / ROWS;
-      parallel(images * strips, [&](int64_t begin, int64_t end) {
+      const int64_t strips = (op.height + STRIP - 1) / STRIP;
+      const int64_t block = kernel == 1 ? op.channels : gated_conv_block(op.width);
+      const int64_t blocks = (op.channels + block - 1) / block;
+      parallel(images * strips * blocks, [&](int64_t begin, int64_t end) {
         float* memory = scratch(gated_conv_rows_scratch(op.channels, op.width));
         for (int64_t i = begin; i < end; i++) {
-          const int64_t top = i % strips * ROWS;
-          kernels(tag).gated_conv_rows(op, i / strips, top, std::min(op.height, top + ROWS), memory);
+          const int64_t top = i / blocks % strips * STRIP, first = i % blocks * block;
+          kernels(tag).gated_conv_rows(
+              op, i / blocks / strips, top, std::min(op.height, top + STRIP), first,
+              std::min(op.channels, first + block), memory);
         }
       });
     } else {
@@ -76,16 +80,16 @@ void gated_conv_backward(
         data<const T>(dy), data<const T>(x), data<const T>(prior), data<T>(dx), data<T>(dprior), turned.data(),
         floats(bias), x.size(1), x.size(2), x.size(3), kernel};
     // The sums of each task are kept and added in their order, so that two runs agree.
-    const int64_t strips = channels_last ? (op.height + ROWS - 1) / ROWS : 1;
+    const int64_t strips = channels_last ? (op.height + STRIP - 1) / STRIP : 1;
     const int64_t sums = taps + 1;
     std::vector<float> partial(images * strips * sums * op.channels);
     if (channels_last) {
       parallel(images * strips, [&](int64_t begin, int64_t end) {
-        float* memory = scratch(gated_conv_rows_scratch(op.channels, op.width));
+        float* memory = scratch(gated_conv_rows_backward_scratch(op.channels, op.width));
         for (int64_t i = begin; i < end; i++) {
-          const int64_t top = i % strips * ROWS;
+          const int64_t top = i % strips * STRIP;
           kernels(tag).gated_conv_rows_backward(
-              op, i / strips, top, std::min(op.height, top + ROWS), partial.data() + i * sums * op.channels, memory);
+              op, i / strips, top, std::min(op.height, top + STRIP), partial.data() + i * sums * op.channels, memory);
         }
       });
     } else {

@@ -1,9 +1,10 @@
-// Gated convolution on NVIDIA GPUs; what an element means is in gated_conv.h.
+// Gated convolution on NVIDIA GPUs; what an element means is in gate.h.
 //
 // 1x1: streams. A thread moves 16 bytes at a time: neighbouring pixels of a plane, or (channels_last) neighbouring channels
 // of a pixel. What does not lie on 16 bytes is moved one element at a time: the ends of a plane, all of it where the
 // tensors' alignments differ. 3x3: a block stages a tile of x and of the prior as floats in shared memory. A prior of another
-// size is averaged where it is read. The gradients of weight and bias are summed by each block for its fixed part, then
+// size is averaged where it is read. What is the same for all threads (whether 16 bytes can be moved, whether the prior is
+// resized) is asked at run time; a kernel is compiled for a dtype and, 3x3, for a layout. The gradients of weight and bias are summed by each block for its fixed part, then
 // over the parts in their order: two runs give the same bits.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -18,7 +19,7 @@
 #include "tensors.h"
 
 #define R2R_ISA cuda
-#include "gated_conv.h"
+#include "gate.h"
 
 namespace r2r::cuda {
 
@@ -37,6 +38,8 @@ struct Forward {
   int width;
   int prior_height;
   int prior_width;
+  bool wide;  // 16 bytes can be moved
+  bool resized;
 };
 
 template <class T>
@@ -53,6 +56,7 @@ struct Backward {
   int64_t channels;
   int height;
   int width;
+  bool wide;
 };
 
 // -- elements and packs of them ----------------------------------------------------------------------------------------
@@ -99,6 +103,16 @@ __device__ __forceinline__ void store(T* to, const float (&from)[E]) {
 template <class T>
 constexpr int WIDE = 16 / sizeof(T);  // elements of 16 bytes
 
+// body<elements to move at a time>().
+template <class T, class Body>
+__device__ __forceinline__ void for_width(bool wide, const Body& body) {
+  if (wide) {
+    body.template operator()<WIDE<T>>();
+  } else {
+    body.template operator()<1>();
+  }
+}
+
 // The mean of the prior over the windows of (row, column); neighbouring elements of the prior are `step` apart.
 template <int E, class T>
 __device__ __forceinline__ void load_resized(
@@ -124,24 +138,22 @@ __device__ __forceinline__ void load_resized(
 constexpr int CHUNK = 16384;  // pixels of a plane that a block makes
 
 // body<E>(pixel) for this thread's share of pixels [begin, end) of the plane at `base`: E = 1 up to the first address on 16
-// bytes and after the last, all of them where not ALIGNED.
-template <bool ALIGNED, class T, class Body>
-__device__ __forceinline__ void for_pixels(const T* base, int begin, int end, const Body& body) {
+// bytes and after the last, all of them where not wide.
+template <class T, class Body>
+__device__ __forceinline__ void for_pixels(const T* base, int begin, int end, bool wide, const Body& body) {
   constexpr int E = WIDE<T>;
-  int middle = end, last = end;
-  if (ALIGNED) {
+  int middle = begin, last = begin;
+  if (wide) {
     const int past = static_cast<int>(reinterpret_cast<uintptr_t>(base + begin) / sizeof(T) % E);
     middle = min(end, begin + (past ? E - past : 0));
     last = middle + (end - middle) / E * E;
     for (int i = middle + static_cast<int>(threadIdx.x) * E; i < last; i += THREADS * E) body.template operator()<E>(i);
-  } else {
-    last = begin, middle = begin;
   }
   for (int i = begin + static_cast<int>(threadIdx.x); i < middle; i += THREADS) body.template operator()<1>(i);
   for (int i = last + static_cast<int>(threadIdx.x); i < end; i += THREADS) body.template operator()<1>(i);
 }
 
-template <class T, bool ALIGNED, bool RESIZED>
+template <class T>
 __global__ void __launch_bounds__(THREADS) planes_forward(const Forward<T> op) {
   const int area = op.height * op.width, chunks = (area + CHUNK - 1) / CHUNK;
   const int64_t jobs = op.images * op.channels * chunks;
@@ -152,10 +164,10 @@ __global__ void __launch_bounds__(THREADS) planes_forward(const Forward<T> op) {
     const float bias = widen(op.bias[channel]);
     const T *x = op.x + plane * area, *prior = op.prior + plane * op.prior_height * op.prior_width;
     T* y = op.y + plane * area;
-    for_pixels<ALIGNED>(x, begin, end, [&]<int E>(int i) {
+    for_pixels(x, begin, end, op.wide, [&]<int E>(int i) {
       float a[E], b[E];
       load(x + i, a);
-      if constexpr (RESIZED) {
+      if (op.resized) {
 #pragma unroll
         for (int e = 0; e < E; e++) {
           float one[1];
@@ -209,7 +221,7 @@ __device__ __forceinline__ void pixel_backward(
   prior = dy * gate + of_prior * dz;
 }
 
-template <class T, bool ALIGNED>
+template <class T>
 __global__ void __launch_bounds__(THREADS) planes_backward(const Backward<T> op) {
   const int area = op.height * op.width, chunks = (area + CHUNK - 1) / CHUNK;
   const int64_t jobs = op.images * op.channels * chunks;
@@ -220,7 +232,7 @@ __global__ void __launch_bounds__(THREADS) planes_backward(const Backward<T> op)
     const float bias = widen(op.bias[channel]);
     const int64_t base = plane * area;
     float sums[3] = {};
-    for_pixels<ALIGNED>(op.x + base, begin, end, [&]<int E>(int i) {
+    for_pixels(op.x + base, begin, end, op.wide, [&]<int E>(int i) {
       float dy[E], x[E], prior[E];
       load(op.dy + base + i, dy);
       load(op.x + base + i, x);
@@ -260,76 +272,80 @@ __device__ __forceinline__ void load_taps(
   load(bias + channel, to_bias);
 }
 
-template <class T, int E, bool RESIZED>
+template <class T>
 __global__ void __launch_bounds__(THREADS, 2) rows_forward(const Forward<T> op) {
-  const int area = op.height * op.width;
-  const int64_t packs = op.channels / E, pixels = op.images * area, groups = (pixels + PIXELS - 1) / PIXELS;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(THREADS) + threadIdx.x; i < groups * packs;
-       i += gridDim.x * static_cast<int64_t>(THREADS)) {
-    const int64_t channel = i % packs * E;
-    float of_x[E], of_prior[E], bias[E];
-    load_taps(op.weight, op.bias, channel, of_x, of_prior, bias);
-    const int64_t first = i / packs * PIXELS, end = min(pixels, first + PIXELS);
+  for_width<T>(op.wide, [&]<int E>() {
+    const int area = op.height * op.width;
+    const int64_t packs = op.channels / E, pixels = op.images * area, groups = (pixels + PIXELS - 1) / PIXELS;
+    for (int64_t i = blockIdx.x * static_cast<int64_t>(THREADS) + threadIdx.x; i < groups * packs;
+         i += gridDim.x * static_cast<int64_t>(THREADS)) {
+      const int64_t channel = i % packs * E;
+      float of_x[E], of_prior[E], bias[E];
+      load_taps(op.weight, op.bias, channel, of_x, of_prior, bias);
+      const int64_t first = i / packs * PIXELS, end = min(pixels, first + PIXELS);
 #pragma unroll 4
-    for (int64_t pixel = first; pixel < end; pixel++) {
-      float a[E], b[E];
-      load(op.x + pixel * op.channels + channel, a);
-      if constexpr (RESIZED) {
-        const int place = static_cast<int>(pixel % area);
-        const T* image = op.prior + pixel / area * op.prior_height * op.prior_width * op.channels + channel;
-        load_resized(image, place / op.width, place % op.width, op, op.channels, b);
-      } else {
-        load(op.prior + pixel * op.channels + channel, b);
-      }
+      for (int64_t pixel = first; pixel < end; pixel++) {
+        float a[E], b[E];
+        load(op.x + pixel * op.channels + channel, a);
+        if (op.resized) {
+          const int place = static_cast<int>(pixel % area);
+          const T* image = op.prior + pixel / area * op.prior_height * op.prior_width * op.channels + channel;
+          load_resized(image, place / op.width, place % op.width, op, op.channels, b);
+        } else {
+          load(op.prior + pixel * op.channels + channel, b);
+        }
 #pragma unroll
-      for (int e = 0; e < E; e++) a[e] = blend(a[e], b[e], sigmoid(bias[e] + of_x[e] * a[e] + of_prior[e] * b[e]));
-      store(op.y + pixel * op.channels + channel, a);
+        for (int e = 0; e < E; e++) a[e] = blend(a[e], b[e], sigmoid(bias[e] + of_x[e] * a[e] + of_prior[e] * b[e]));
+        store(op.y + pixel * op.channels + channel, a);
+      }
     }
-  }
+  });
 }
 
-template <class T, int E>
+template <class T>
 __global__ void __launch_bounds__(THREADS) rows_backward(const Backward<T> op) {
   constexpr int LANES = THREADS / PACKS;
   __shared__ float of_lanes[LANES][PACKS];
-  const int64_t packs = op.channels / E, across = (packs + PACKS - 1) / PACKS;
-  const int64_t pixels = op.images * op.height * op.width, parts = (pixels + STRETCH - 1) / STRETCH;
-  const int pack = threadIdx.x % PACKS, lane = threadIdx.x / PACKS;
-  for (int64_t job = blockIdx.x; job < parts * across; job += gridDim.x) {
-    const int64_t part = job / across, channel = (job % across * PACKS + pack) * E;
-    const bool exists = channel < op.channels;
-    float sums[E][3] = {};
-    if (exists) {
-      float of_x[E], of_prior[E], bias[E];
-      load_taps(op.weight, op.bias, channel, of_x, of_prior, bias);
-      const int64_t end = min(pixels, (part + 1) * STRETCH);
-      for (int64_t pixel = part * STRETCH + lane; pixel < end; pixel += LANES) {
-        const int64_t at = pixel * op.channels + channel;
-        float dy[E], x[E], prior[E];
-        load(op.dy + at, dy);
-        load(op.x + at, x);
-        load(op.prior + at, prior);
+  for_width<T>(op.wide, [&]<int E>() {
+    const int64_t packs = op.channels / E, across = (packs + PACKS - 1) / PACKS;
+    const int64_t pixels = op.images * op.height * op.width, parts = (pixels + STRETCH - 1) / STRETCH;
+    const int pack = threadIdx.x % PACKS, lane = threadIdx.x / PACKS;
+    for (int64_t job = blockIdx.x; job < parts * across; job += gridDim.x) {
+      const int64_t part = job / across, channel = (job % across * PACKS + pack) * E;
+      const bool exists = channel < op.channels;
+      float sums[E][3] = {};
+      if (exists) {
+        float of_x[E], of_prior[E], bias[E];
+        load_taps(op.weight, op.bias, channel, of_x, of_prior, bias);
+        const int64_t end = min(pixels, (part + 1) * STRETCH);
+        for (int64_t pixel = part * STRETCH + lane; pixel < end; pixel += LANES) {
+          const int64_t at = pixel * op.channels + channel;
+          float dy[E], x[E], prior[E];
+          load(op.dy + at, dy);
+          load(op.x + at, x);
+          load(op.prior + at, prior);
 #pragma unroll
-        for (int e = 0; e < E; e++) pixel_backward(dy[e], x[e], prior[e], of_x[e], of_prior[e], bias[e], sums[e]);
-        store(op.dx + at, x);
-        store(op.dprior + at, prior);
+          for (int e = 0; e < E; e++) pixel_backward(dy[e], x[e], prior[e], of_x[e], of_prior[e], bias[e], sums[e]);
+          store(op.dx + at, x);
+          store(op.dprior + at, prior);
+        }
       }
-    }
 #pragma unroll
-    for (int e = 0; e < E; e++) {
+      for (int e = 0; e < E; e++) {
 #pragma unroll
-      for (int t = 0; t < 3; t++) {
-        __syncthreads();
-        of_lanes[lane][pack] = sums[e][t];
-        __syncthreads();
-        if (lane == 0 && exists) {
-          float total = 0;
-          for (int l = 0; l < LANES; l++) total += of_lanes[l][pack];
-          op.partial[(part * 3 + t) * op.channels + channel + e] = total;
+        for (int t = 0; t < 3; t++) {
+          __syncthreads();
+          of_lanes[lane][pack] = sums[e][t];
+          __syncthreads();
+          if (lane == 0 && exists) {
+            float total = 0;
+            for (int l = 0; l < LANES; l++) total += of_lanes[l][pack];
+            op.partial[(part * 3 + t) * op.channels + channel + e] = total;
+          }
         }
       }
     }
-  }
+  });
 }
 
 // -- 3x3 ---------------------------------------------------------------------------------------------------------------
@@ -384,9 +400,9 @@ __device__ __forceinline__ int64_t position(
 }
 
 // Stages a tile of an image with its halo; zero outside of the image. read<E>(row, column, channel, to) gives E elements.
-template <bool LAST, int E, int HALO, class Read>
+template <class T, int HALO, bool LAST, class Read>
 __device__ __forceinline__ void stage(
-    const Tile<LAST>& tile, int64_t channels, int height, int width, float* to, const Read& read) {
+    const Tile<LAST>& tile, int64_t channels, int height, int width, bool wide, float* to, const Read& read) {
   using Shape = Tile<LAST>;
   constexpr int ROWS = Shape::HEIGHT + 2 * HALO, COLUMNS = Shape::WIDTH + 2 * HALO;
   const auto put = [&]<int COUNT>(int row, int column, int channel) {
@@ -397,16 +413,20 @@ __device__ __forceinline__ void stage(
 #pragma unroll
     for (int e = 0; e < COUNT; e++) to[(row * COLUMNS + column) * Shape::CHANNELS + channel + e] = some[e];
   };
-  if constexpr (LAST) {
-    constexpr int PACKED = Shape::CHANNELS / E;
-    for (int i = threadIdx.x; i < ROWS * COLUMNS * PACKED; i += THREADS) {
-      put.template operator()<E>(i / PACKED / COLUMNS, i / PACKED % COLUMNS, i % PACKED * E);
+  for_width<T>(wide, [&]<int E>() {
+    if constexpr (LAST) {
+      constexpr int PACKED = Shape::CHANNELS / E;
+      for (int i = threadIdx.x; i < ROWS * COLUMNS * PACKED; i += THREADS) {
+        put.template operator()<E>(i / PACKED / COLUMNS, i / PACKED % COLUMNS, i % PACKED * E);
+      }
+    } else {
+      constexpr int PACKED = Shape::WIDTH / E;
+      for (int i = threadIdx.x; i < ROWS * PACKED; i += THREADS) {
+        put.template operator()<E>(i / PACKED, HALO + i % PACKED * E, 0);
+      }
     }
-  } else {
-    constexpr int PACKED = Shape::WIDTH / E;
-    for (int i = threadIdx.x; i < ROWS * PACKED; i += THREADS) {
-      put.template operator()<E>(i / PACKED, HALO + i % PACKED * E, 0);
-    }
+  });
+  if constexpr (!LAST) {
     for (int i = threadIdx.x; i < ROWS * 2 * HALO; i += THREADS) {
       const int side = i % (2 * HALO);
       put.template operator()<1>(i / (2 * HALO), side < HALO ? side : side + Shape::WIDTH, 0);
@@ -415,20 +435,22 @@ __device__ __forceinline__ void stage(
 }
 
 // Writes a tile without a halo.
-template <bool LAST, int E, class T>
+template <bool LAST, class T>
 __device__ __forceinline__ void unstage(
-    const Tile<LAST>& tile, int64_t channels, int height, int width, const float* from, T* image) {
+    const Tile<LAST>& tile, int64_t channels, int height, int width, bool wide, const float* from, T* image) {
   using Shape = Tile<LAST>;
-  for (int i = threadIdx.x; i < Shape::size(0) / E; i += THREADS) {
-    const int pixel = i * E / Shape::CHANNELS;
-    const int row = tile.top + pixel / Shape::WIDTH, column = tile.left + pixel % Shape::WIDTH;
-    const int64_t channel = tile.channel + i * E % Shape::CHANNELS;
-    if (row >= height || column >= width || channel >= channels) continue;
-    float some[E];
+  for_width<T>(wide, [&]<int E>() {
+    for (int i = threadIdx.x; i < Shape::size(0) / E; i += THREADS) {
+      const int pixel = i * E / Shape::CHANNELS;
+      const int row = tile.top + pixel / Shape::WIDTH, column = tile.left + pixel % Shape::WIDTH;
+      const int64_t channel = tile.channel + i * E % Shape::CHANNELS;
+      if (row >= height || column >= width || channel >= channels) continue;
+      float some[E];
 #pragma unroll
-    for (int e = 0; e < E; e++) some[e] = from[i * E + e];
-    store(image + position<LAST>(channels, channel, height, width, row, column), some);
-  }
+      for (int e = 0; e < E; e++) some[e] = from[i * E + e];
+      store(image + position<LAST>(channels, channel, height, width, row, column), some);
+    }
+  });
 }
 
 // The taps of this thread's channel: of x, then of the prior.
@@ -448,7 +470,7 @@ __device__ __forceinline__ float logit_at(
   return convolve<3>(z, 1, [&](int t) { return taps[9 + t]; }, of_prior);
 }
 
-template <class T, bool LAST, int E, bool RESIZED>
+template <class T, bool LAST>
 __global__ void __launch_bounds__(THREADS, 2) window_forward(const Forward<T> op) {
   using Shape = Tile<LAST>;
   __shared__ float x[Shape::size(1)], prior[Shape::size(1)], y[Shape::size(0)];
@@ -463,7 +485,7 @@ __global__ void __launch_bounds__(THREADS, 2) window_forward(const Forward<T> op
       load(op.x + image + position<LAST>(op.channels, channel, op.height, op.width, r, c), to);
     };
     const auto read_prior = [&]<int COUNT>(int r, int c, int64_t channel, float (&to)[COUNT]) {
-      if constexpr (!RESIZED) {
+      if (!op.resized) {
         load(op.prior + image + position<LAST>(op.channels, channel, op.height, op.width, r, c), to);
       } else if constexpr (LAST) {
         load_resized(op.prior + tile.image * op.channels * from + channel, r, c, op, op.channels, to);
@@ -476,8 +498,8 @@ __global__ void __launch_bounds__(THREADS, 2) window_forward(const Forward<T> op
         }
       }
     };
-    stage<LAST, E, 1>(tile, op.channels, op.height, op.width, x, read_x);
-    stage<LAST, E, 1>(tile, op.channels, op.height, op.width, prior, read_prior);
+    stage<T, 1>(tile, op.channels, op.height, op.width, op.wide, x, read_x);
+    stage<T, 1>(tile, op.channels, op.height, op.width, op.wide, prior, read_prior);
     __syncthreads();
     const int own = threadIdx.x % Shape::CHANNELS;
     float taps[18];
@@ -489,11 +511,11 @@ __global__ void __launch_bounds__(THREADS, 2) window_forward(const Forward<T> op
       y[i] = blend(x[at], prior[at], sigmoid(logit_at<LAST>(x + at, prior + at, Shape::stride(1), taps, bias)));
     }
     __syncthreads();
-    unstage<LAST, E>(tile, op.channels, op.height, op.width, y, op.y + image);
+    unstage(tile, op.channels, op.height, op.width, op.wide, y, op.y + image);
   }
 }
 
-template <class T, bool LAST, int E>
+template <class T, bool LAST>
 __global__ void __launch_bounds__(THREADS, 2) window_backward(const Backward<T> op) {
   using Shape = Tile<LAST>;
   __shared__ float x[Shape::size(2)], prior[Shape::size(2)];
@@ -511,9 +533,9 @@ __global__ void __launch_bounds__(THREADS, 2) window_backward(const Backward<T> 
       };
     };
     __syncthreads();  // the last tile is written
-    stage<LAST, E, 2>(tile, op.channels, op.height, op.width, x, reader(op.x));
-    stage<LAST, E, 2>(tile, op.channels, op.height, op.width, prior, reader(op.prior));
-    stage<LAST, E, 1>(tile, op.channels, op.height, op.width, gate, reader(op.dy));
+    stage<T, 2>(tile, op.channels, op.height, op.width, op.wide, x, reader(op.x));
+    stage<T, 2>(tile, op.channels, op.height, op.width, op.wide, prior, reader(op.prior));
+    stage<T, 1>(tile, op.channels, op.height, op.width, op.wide, gate, reader(op.dy));
     __syncthreads();
     const int64_t channel = tile.channel + own;
     float taps[18];
@@ -564,8 +586,8 @@ __global__ void __launch_bounds__(THREADS, 2) window_backward(const Backward<T> 
       dz[threadIdx.x + n * THREADS] = dprior[n];
     }
     sum_block<19, Shape::CHANNELS>(sums);  // waits for all threads
-    unstage<LAST, E>(tile, op.channels, op.height, op.width, gate, op.dx + image);
-    unstage<LAST, E>(tile, op.channels, op.height, op.width, dz, op.dprior + image);
+    unstage(tile, op.channels, op.height, op.width, op.wide, gate, op.dx + image);
+    unstage(tile, op.channels, op.height, op.width, op.wide, dz, op.dprior + image);
     if (threadIdx.x < Shape::CHANNELS && channel < op.channels) {
       for (int t = 0; t < 19; t++) op.partial[(tile.part * 19 + t) * op.channels + channel] = sums[t];
     }
@@ -625,15 +647,6 @@ void for_elements(const Tensor& tensor, const Body& body) {
   }
 }
 
-template <class Body>
-void for_bool(bool value, const Body& body) {
-  if (value) {
-    body(std::true_type{});
-  } else {
-    body(std::false_type{});
-  }
-}
-
 bool on_16_bytes(std::initializer_list<const void*> pointers) {
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   return std::all_of(pointers.begin(), pointers.end(), aligned);
@@ -641,6 +654,12 @@ bool on_16_bytes(std::initializer_list<const void*> pointers) {
 
 int64_t over(int64_t count, int64_t each) {
   return (count + each - 1) / each;
+}
+
+// Whether 16 bytes can be moved. A plane's ends that do not lie on them are moved apart, but for the tiles of 3x3.
+template <class T>
+bool wide(std::initializer_list<const void*> pointers, int64_t channels, int width, bool channels_last, int64_t kernel) {
+  return on_16_bytes(pointers) && (channels_last ? channels % WIDE<T> == 0 : kernel == 1 || width % WIDE<T> == 0);
 }
 
 void check_size(const Tensor& x) {
@@ -656,36 +675,24 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
   const cudaStream_t stream = current_stream(x.get_device_index());
   for_elements(x, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    const Forward<T> op{
+    Forward<T> op{
         data<const T>(x), data<const T>(prior), data<const T>(weight), data<const T>(bias), data<T>(y), x.size(0), x.size(1),
         static_cast<int>(x.size(2)), static_cast<int>(x.size(3)), static_cast<int>(prior.size(2)),
-        static_cast<int>(prior.size(3))};
+        static_cast<int>(prior.size(3)), false, false};
+    op.resized = op.prior_height != op.height || op.prior_width != op.width;
+    op.wide = wide<T>(
+        {op.x, op.prior, op.weight, op.bias, op.y}, op.channels, op.width, channels_last, weight.size(2));
     const int64_t area = static_cast<int64_t>(op.height) * op.width;
-    const bool aligned = on_16_bytes({op.x, op.prior, op.weight, op.bias, op.y});
-    const bool packed = aligned && (channels_last ? op.channels : op.width) % WIDE<T> == 0;
-    for_bool(op.prior_height != op.height || op.prior_width != op.width, [&](auto resized) {
-      constexpr bool RESIZED = decltype(resized)::value;
-      if (weight.size(2) == 1 && !channels_last) {
-        for_bool(aligned, [&](auto wide) {
-          constexpr bool ALIGNED = decltype(wide)::value;
-          launch(planes_forward<T, ALIGNED, RESIZED>, op.images * op.channels * over(area, CHUNK), stream, op);
-        });
-        return;
-      }
-      for_bool(packed, [&](auto wide) {
-        constexpr int E = decltype(wide)::value ? WIDE<T> : 1;
-        if (weight.size(2) == 1) {
-          const int64_t threads = over(op.images * area, PIXELS) * (op.channels / E);
-          launch(rows_forward<T, E, RESIZED>, over(threads, THREADS), stream, op);
-          return;
-        }
-        for_bool(channels_last, [&](auto last) {
-          constexpr bool LAST = decltype(last)::value;
-          const int64_t jobs = Tile<LAST>::jobs(op.images, op.channels, op.height, op.width);
-          launch(window_forward<T, LAST, E, RESIZED>, jobs, stream, op);
-        });
-      });
-    });
+    if (weight.size(2) == 3 && channels_last) {
+      launch(window_forward<T, true>, Tile<true>::jobs(op.images, op.channels, op.height, op.width), stream, op);
+    } else if (weight.size(2) == 3) {
+      launch(window_forward<T, false>, Tile<false>::jobs(op.images, op.channels, op.height, op.width), stream, op);
+    } else if (channels_last) {
+      const int64_t packs = op.channels / (op.wide ? WIDE<T> : 1);
+      launch(rows_forward<T>, over(over(op.images * area, PIXELS) * packs, THREADS), stream, op);
+    } else {
+      launch(planes_forward<T>, op.images * op.channels * over(area, CHUNK), stream, op);
+    }
   });
 }
 
@@ -699,7 +706,7 @@ void gated_conv_backward(
     using T = std::remove_pointer_t<decltype(tag)>;
     Backward<T> op{
         data<const T>(dy), data<const T>(x), data<const T>(prior), data<const T>(weight), data<const T>(bias), data<T>(dx),
-        data<T>(dprior), nullptr, x.size(0), x.size(1), static_cast<int>(x.size(2)), static_cast<int>(x.size(3))};
+        data<T>(dprior), nullptr, x.size(0), x.size(1), static_cast<int>(x.size(2)), static_cast<int>(x.size(3)), false};
     const int64_t area = static_cast<int64_t>(op.height) * op.width, kernel_size = weight.size(2);
     const int sums = static_cast<int>(2 * kernel_size * kernel_size + 1);
     int64_t parts = op.images * over(area, CHUNK);
@@ -711,25 +718,16 @@ void gated_conv_backward(
     const int64_t shape[] = {parts, sums, op.channels};
     const Tensor partial = torch::stable::new_empty(x, shape, ScalarType::Float);
     op.partial = data<float>(partial);
-    const bool aligned = on_16_bytes({op.dy, op.x, op.prior, op.weight, op.bias, op.dx, op.dprior});
-    const bool packed = aligned && (channels_last ? op.channels : op.width) % WIDE<T> == 0;
-    if (kernel_size == 1 && !channels_last) {
-      for_bool(aligned, [&](auto wide) {
-        constexpr bool ALIGNED = decltype(wide)::value;
-        launch(planes_backward<T, ALIGNED>, parts * op.channels, stream, op);
-      });
+    op.wide = wide<T>(
+        {op.dy, op.x, op.prior, op.weight, op.bias, op.dx, op.dprior}, op.channels, op.width, channels_last, kernel_size);
+    if (kernel_size == 3 && channels_last) {
+      launch(window_backward<T, true>, Tile<true>::jobs(op.images, op.channels, op.height, op.width), stream, op);
+    } else if (kernel_size == 3) {
+      launch(window_backward<T, false>, Tile<false>::jobs(op.images, op.channels, op.height, op.width), stream, op);
+    } else if (channels_last) {
+      launch(rows_backward<T>, parts * over(op.channels / (op.wide ? WIDE<T> : 1), PACKS), stream, op);
     } else {
-      for_bool(packed, [&](auto wide) {
-        constexpr int E = decltype(wide)::value ? WIDE<T> : 1;
-        if (kernel_size == 1) {
-          launch(rows_backward<T, E>, parts * over(op.channels / E, PACKS), stream, op);
-          return;
-        }
-        for_bool(channels_last, [&](auto last) {
-          constexpr bool LAST = decltype(last)::value;
-          launch(window_backward<T, LAST, E>, Tile<LAST>::jobs(op.images, op.channels, op.height, op.width), stream, op);
-        });
-      });
+      launch(planes_backward<T>, parts * op.channels, stream, op);
     }
     launch(
         add_parts, over(sums * op.channels, THREADS), stream, static_cast<const float*>(op.partial), parts, sums, op.channels,

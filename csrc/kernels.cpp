@@ -1,11 +1,16 @@
 // The kernels of one instruction set. The build compiles this file once for each, R2R_ISA its name.
 #include "bank_retrieve.h"
 #include "depthwise_gate.h"
+#include "depthwise_gate_backward.h"
 #include "gated_conv.h"
 #include "layer_norm_2d.h"
+#include "local_attention.h"
+#include "local_mean_2d.h"
 #include "naf_block.h"
+#include "naf_block_backward.h"
 #include "simple_gate.h"
 #include "slot_conv.h"
+#include "upsample_add.h"
 
 namespace r2r::R2R_ISA {
 
@@ -45,6 +50,15 @@ constexpr Kernels<T> table{
     add_weighted<T>,
     slot_conv<T>,
     slot_conv_backward<T>,
+    depthwise_gate_backward<T>,
+    naf_block_hidden<T>,
+    naf_block_second_backward<T>,
+    naf_block_first_backward<T>,
+    transpose_matrix,
+    local_mean_2d<T>,
+    local_attention<T>,
+    upsample_add_pack,
+    upsample_add<T>,
 };
 
 const Kernels<float>& kernels(const float*) {

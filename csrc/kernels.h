@@ -11,6 +11,7 @@
 namespace r2r {
 
 constexpr int64_t PANEL = 32;
+constexpr int64_t LANES = 16;  // values of the widest vector: room for sums that are not yet summed across
 
 struct bfloat16 {
   uint16_t bits;
@@ -57,6 +58,17 @@ struct Depthwise {
   int64_t channels;
   int64_t height;
   int64_t width;
+};
+
+template <class T>
+struct DepthwiseGateBackward {
+  Depthwise conv;
+  const T* dgated;
+  const T* x;
+  T* dx;
+  const float* scale;  // [N, channels]: the gradient of what is gated is dgated * scale + shift; nullptr: 1
+  const float* shift;  // [N, channels]
+  bool channels_last;
 };
 
 // The part of an image that one task of a 3x3 convolution makes.
@@ -111,6 +123,52 @@ struct NAFBlock {
   bool pairs;  // the 1x1 convolutions multiply pairs of channels with `matrices`, and `weights` lacks theirs
 };
 
+template <class T>
+struct NAFBlockBackward {
+  NAFBlockWeights weights;
+  const float* transposed_conv1;  // [channels, 2 * channels]
+  const float* transposed_conv3;  // [channels, channels], times beta
+  const float* transposed_conv4;  // [channels, 2 * channels]
+  const float* transposed_conv5;  // [channels, channels], times gamma
+  Images<const T> dz;
+  Images<const T> x;
+  Images<T> dx;
+  T* hidden;   // [N, 2 * channels, pixels], what conv1 makes
+  T* gated;    // [N, channels, pixels]
+  T* dy;       // [N, channels, pixels], of the second half's residual
+  T* dhidden;  // [N, 2 * channels, pixels]
+  float eps;
+};
+
+// Sums over pixels. Of a convolution's weight: products of the gradient of its output with its input, [rows,
+// padded(channels)]; beta and gamma, which scale that output, are still to be taken in. All else [rows, LANES].
+struct NAFBlockSums {
+  float* norm1_weight;
+  float* norm1_bias;
+  float* conv1_weight;
+  float* conv1_bias;
+  float* conv3_weight;
+  float* conv3_bias;
+  float* norm2_weight;
+  float* norm2_bias;
+  float* conv4_weight;
+  float* conv4_bias;
+  float* conv5_weight;
+  float* conv5_bias;
+};
+
+// What the i-th of `out` places averages of `in` places: [begin, end), as adaptive_avg_pool2d.
+struct Window {
+  int64_t begin;
+  int64_t end;
+};
+#if defined(__CUDACC__)
+__host__ __device__
+#endif
+static inline Window window(int64_t i, int64_t in, int64_t out) {
+  return {i * in / out, ((i + 1) * in + out - 1) / out};
+}
+
 // The gated convolution of planes of x with those of the prior. weight is [channels, 2 K K], for channels_last
 // [2 K K, channels]: the taps of x, then those of the prior.
 template <class T>
@@ -126,7 +184,8 @@ struct GatedConv {
   int64_t prior_height;
   int64_t prior_width;
   int64_t kernel;
-  const int64_t* columns;  // which columns of the prior each column averages, begin and end; nullptr: of the same size
+  const Window* rows;  // of the prior, that each row averages; nullptr: they are of the same size
+  const Window* columns;
 };
 
 template <class T>
@@ -172,6 +231,40 @@ struct SlotConvBackward {
   int64_t kernel;
 };
 
+// The mean over a window, no larger than the image; backward: of the gradients, over the windows that hold each pixel.
+template <class T>
+struct LocalMean2d {
+  const T* x;
+  T* y;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t window_height;
+  int64_t window_width;
+  bool backward;
+  bool channels_last;
+};
+
+// mean and gated are [N, channels, pixels].
+template <class T>
+struct LocalAttention {
+  Images<const T> mean;
+  Images<T> gated;
+  const float* weight;  // [channels, channels]
+  const float* bias;
+};
+
+// x has 2 * channels channels; skip and y have `channels`, and twice the height and width.
+template <class T>
+struct UpsampleAdd {
+  Images<const T> x;
+  const T* skip;
+  T* y;
+  const float* weight;  // [4 * channels, 2 * channels], for channels_last packed
+  int64_t channels;
+  int64_t width;
+};
+
 template <class T>
 struct Kernels {
   const char* name;
@@ -196,15 +289,16 @@ struct Kernels {
   void (*naf_block_first)(
       const NAFBlock<T>&, int64_t n, const Tile&, int64_t begin, int64_t end, float* sums, float* scratch);
   // attention [channels] = the 1x1 convolution `sca` of mean [channels].
-  void (*naf_block_attention)(const NAFBlock<T>&, const float* mean, float* attention);
+  void (*naf_block_attention)(const T* weight, const float* bias, int64_t channels, const float* mean, float* attention);
   // The rest of the block for pixels [begin, end) of image n.
   void (*naf_block_second)(
       const NAFBlock<T>&, int64_t n, const float* attention, int64_t begin, int64_t end, float* scratch);
 
-  // One plane of all images' channels, or rows of image n of channels_last; sums [2 K K + 1] or [2 K K + 1, channels] are
+  // One plane of all images' channels, or of image n of channels_last rows [top, bottom) of channels [first, last); sums [2 K K + 1] or [2 K K + 1, channels] are
   // the gradients of weight and bias from there.
   void (*gated_conv_plane)(const GatedConv<T>&, int64_t plane, float* scratch);
-  void (*gated_conv_rows)(const GatedConv<T>&, int64_t n, int64_t top, int64_t bottom, float* scratch);
+  void (*gated_conv_rows)(
+      const GatedConv<T>&, int64_t n, int64_t top, int64_t bottom, int64_t first, int64_t last, float* scratch);
   void (*gated_conv_plane_backward)(const GatedConvBackward<T>&, int64_t plane, float* sums, float* scratch);
   void (*gated_conv_rows_backward)(
       const GatedConvBackward<T>&, int64_t n, int64_t top, int64_t bottom, float* sums, float* scratch);
@@ -218,6 +312,31 @@ struct Kernels {
 
   void (*slot_conv)(const SlotConv<T>&, int64_t task, int64_t channel, float* scratch);
   void (*slot_conv_backward)(const SlotConvBackward<T>&, int64_t task, int64_t channel, float* scratch);
+
+  // Channels [begin, end) of the gates of a tile of image n; the sums for weight and bias are added to totals
+  // [2 * channels, 10, LANES].
+  void (*depthwise_gate_backward)(
+      const DepthwiseGateBackward<T>&, int64_t n, const Tile&, int64_t begin, int64_t end, float* totals, float* scratch);
+
+  // Panels [begin, end) of image n: norm and conv1, to op.hidden; from op.gated to op.dy, with op.gated becoming the
+  // gradient of what the attention scaled, and dattention [channels]; from op.dhidden and op.dy to op.dx. Adds to the sums.
+  void (*naf_block_hidden)(const NAFBlockBackward<T>&, int64_t n, int64_t begin, int64_t end, float* scratch);
+  void (*naf_block_second_backward)(
+      const NAFBlockBackward<T>&, int64_t n, const float* attention, int64_t begin, int64_t end, float* dattention,
+      const NAFBlockSums&, float* scratch);
+  void (*naf_block_first_backward)(
+      const NAFBlockBackward<T>&, int64_t n, int64_t begin, int64_t end, const NAFBlockSums&, float* scratch);
+  // Rows [begin, end) of a matrix, each times its scale (nullptr: 1), as columns of to [columns, rows].
+  void (*transpose_matrix)(
+      const float* matrix, const float* scale, int64_t rows, int64_t columns, int64_t begin, int64_t end, float* to);
+  // Rows of one plane of image n, or for channels_last of STRAND of its channels.
+  void (*local_mean_2d)(
+      const LocalMean2d<T>&, int64_t n, int64_t part, int64_t top, int64_t bottom, float* scratch);
+  // Panels [begin, end) of image n.
+  void (*local_attention)(const LocalAttention<T>&, int64_t n, int64_t begin, int64_t end, float* scratch);
+  // One block of the weights as channels_last wants them; what becomes of pixels [first, first + pixels) of image n.
+  void (*upsample_add_pack)(const float* weight, int64_t channels, int64_t block, float* packed);
+  void (*upsample_add)(const UpsampleAdd<T>&, int64_t n, int64_t first, int64_t pixels, float* scratch);
 };
 
 static inline int64_t panels(int64_t pixels) {
@@ -231,6 +350,9 @@ static inline int64_t layer_norm_2d_scratch(int64_t channels) {
 static inline int64_t plane_floats(int64_t rows, int64_t columns) {
   return (rows + 2) * (columns + 2) + 3 * PANEL;  // reads reach one pixel before and a vector behind
 }
+static inline int64_t gradient_plane_floats(int64_t rows, int64_t columns) {
+  return (rows + 4) * (columns + 4) + PANEL;  // two pixels around a tile; reads reach a vector behind
+}
 static inline int64_t naf_block_first_scratch(int64_t channels, const Tile& t) {
   const int64_t area = (t.bottom - t.top + 2) * (t.right - t.left + 2);
   // The tile, a piece of it, and the planes of the most channels that a micro-kernel makes.
@@ -241,11 +363,34 @@ static inline int64_t naf_block_second_scratch(int64_t channels) {
   return 3 * SECOND_PANELS * PANEL * channels;
 }
 
-constexpr int64_t STRIP = 8;  // rows of a plane that the gated convolution makes at a time: they fit the first-level cache
+constexpr int64_t MOST_BACKWARD_PANELS = 16;
+// How many panels a sweep of the backward takes at a time: what it keeps of them should fit the second-level cache, and of
+// a plane it should read as much as it can at once.
+static inline int64_t backward_panels(int64_t channels) {
+  const int64_t fitting = 256 / channels;
+  return fitting < 2 ? 2 : fitting > MOST_BACKWARD_PANELS ? MOST_BACKWARD_PANELS : fitting;
+}
+static inline int64_t padded(int64_t channels) {
+  return (channels + LANES - 1) / LANES * LANES;
+}
+static inline int64_t naf_block_backward_scratch(int64_t channels) {
+  return backward_panels(channels) * PANEL * (7 * channels + padded(channels)) + channels * LANES;
+}
+
+constexpr int64_t STRIP = 8;  // rows that the gated convolution makes at a time: they fit the first-level cache
 static inline int64_t gated_conv_plane_scratch(int64_t width, int64_t prior_width) {
   return 5 * (STRIP + 4) * (width + 3 * PANEL) + prior_width + PANEL;
 }
+// Channels that 3x3 makes at a time in channels_last: their strips of x and of the prior fit the second-level cache.
+static inline int64_t gated_conv_block(int64_t width) {
+  const int64_t floats = 96 << 10, fit = floats / (2 * (STRIP + 2) * width) / PANEL * PANEL;
+  return fit > PANEL ? fit : PANEL;
+}
 static inline int64_t gated_conv_rows_scratch(int64_t channels, int64_t width) {
+  const int64_t row = channels * width, strips = 2 * (STRIP + 2) * gated_conv_block(width) * width;
+  return (row > strips ? row : strips) + PANEL;
+}
+static inline int64_t gated_conv_rows_backward_scratch(int64_t channels, int64_t width) {
   return channels * (1 + 6 * width) + PANEL;
 }
 static inline int64_t slot_plane_floats(int64_t height, int64_t width) {
@@ -254,6 +399,15 @@ static inline int64_t slot_plane_floats(int64_t height, int64_t width) {
 static inline int64_t slot_conv_scratch(int64_t slots, int64_t kernel, int64_t height, int64_t width) {
   return (2 * slots + 4) * slot_plane_floats(height, width) + 9 * kernel + PANEL;
 }
+
+constexpr int64_t STRAND = 16;  // rows or channels that a row's running sum takes along
+static inline int64_t local_mean_2d_scratch(int64_t width) {
+  return 5 * STRAND * (width + STRAND);
+}
+static inline int64_t local_attention_scratch(int64_t channels) {
+  return 3 * PANEL * channels;
+}
+constexpr int64_t UPSAMPLE_PANELS = 4;
 
 const Kernels<float>& kernels(const float*);  // the best this processor has
 const Kernels<bfloat16>& kernels(const bfloat16*);

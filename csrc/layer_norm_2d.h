@@ -22,45 +22,55 @@ void layer_norm_2d(const LayerNorm2d<T>& op, int64_t n, int64_t begin, int64_t e
   }
 }
 
-// dx = rstd * (g - mean(g) - z * mean(g * z)) with g = dy * weight and z the normalised x; dweight = sum(dy * z), dbias =
-// sum(dy).
+// For the `count` pixels of a panel: from the gradient dy of the result to that of x, which becomes the normalised x z:
+// dx = rstd * (g - mean(g) - z * mean(g * z)) with g = dy * weight. dweight += dy * z, dbias += dy, both [channels, LANES].
+inline void normalise_backward(
+    float* dy, float* x, int64_t channels, int64_t count, const float* weight, const vec (&mean)[STEPS],
+    const vec (&rstd)[STEPS], float* dweight, float* dbias) {
+  for (int s = 0; s * WIDTH < count; s++) {
+    vec mean_g{}, mean_gz{};
+    for (int64_t c = 0; c < channels; c++) {
+      float *d = dy + c * PANEL + s * WIDTH, *z = x + c * PANEL + s * WIDTH;
+      const vec normed = (load(z) - mean[s]) * rstd[s];
+      store(z, normed);
+      store(dweight + c * LANES, load(dweight + c * LANES) + load(d) * normed);
+      store(dbias + c * LANES, load(dbias + c * LANES) + load(d));
+      const vec g = load(d) * weight[c];
+      store(d, g);
+      mean_g += g;
+      mean_gz += g * normed;
+    }
+    mean_g /= (float)channels;
+    mean_gz /= (float)channels;
+    for (int64_t c = 0; c < channels; c++) {
+      float *d = dy + c * PANEL + s * WIDTH, *z = x + c * PANEL + s * WIDTH;
+      store(d, rstd[s] * (load(d) - mean_g - load(z) * mean_gz));
+    }
+  }
+}
+
 template <class T>
 void layer_norm_2d_backward(
     const LayerNorm2dBackward<T>& op, int64_t n, int64_t begin, int64_t end, float* sums, float* scratch) {
   const int64_t channels = op.x.channels;
-  float *dy = scratch, *z = dy + channels * PANEL, *dweight = z + channels * PANEL, *dbias = dweight + channels * WIDTH;
-  for (int64_t c = 0; c < 2 * channels; c++) store(dweight + c * WIDTH, vec{});
+  float *dy = scratch, *x = dy + channels * PANEL, *dweight = x + channels * PANEL, *dbias = dweight + channels * LANES;
+  for (int64_t c = 0; c < 2 * channels; c++) store(dweight + c * LANES, vec{});
   for (int64_t i = begin; i < end; i++) {
     const int64_t first = i * PANEL, count = least(PANEL, op.x.pixels - first);
     fill(op.dy, n, first, count, dy);
-    fill(op.x, n, first, count, z);
+    fill(op.x, n, first, count, x);
+    vec mean[STEPS] = {}, rstd[STEPS] = {};  // 0 behind the last pixel
     for (int s = 0; s * WIDTH < count; s++) {
       const int64_t at = n * op.x.pixels + first + s * WIDTH;
-      const vec mean = load_upto(op.mean + at, count - s * WIDTH), rstd = load_upto(op.rstd + at, count - s * WIDTH);
-      vec mean_g{}, mean_gz{};
-      for (int64_t c = 0; c < channels; c++) {
-        float *d = dy + c * PANEL + s * WIDTH, *x = z + c * PANEL + s * WIDTH;
-        const vec normed = (load(x) - mean) * rstd;  // 0 behind the last pixel, where rstd is read as 0
-        store(x, normed);
-        store(dweight + c * WIDTH, load(dweight + c * WIDTH) + load(d) * normed);
-        store(dbias + c * WIDTH, load(dbias + c * WIDTH) + load(d));
-        const vec g = load(d) * op.weight[c];
-        store(d, g);
-        mean_g += g;
-        mean_gz += g * normed;
-      }
-      mean_g /= (float)channels;
-      mean_gz /= (float)channels;
-      for (int64_t c = 0; c < channels; c++) {
-        float *d = dy + c * PANEL + s * WIDTH, *x = z + c * PANEL + s * WIDTH;
-        store(d, rstd * (load(d) - mean_g - load(x) * mean_gz));
-      }
+      mean[s] = load_upto(op.mean + at, count - s * WIDTH);
+      rstd[s] = load_upto(op.rstd + at, count - s * WIDTH);
     }
+    normalise_backward(dy, x, channels, count, op.weight, mean, rstd, dweight, dbias);
     spill(dy, op.dx, n, first, count);
   }
   for (int64_t c = 0; c < channels; c++) {
-    sums[c] = sum(load(dweight + c * WIDTH));
-    sums[channels + c] = sum(load(dbias + c * WIDTH));
+    sums[c] = sum(load(dweight + c * LANES));
+    sums[channels + c] = sum(load(dbias + c * LANES));
   }
 }
 

@@ -87,14 +87,13 @@ void first_sweep(
 }
 
 template <class T>
-void naf_block_attention(const NAFBlock<T>& op, const float* mean, float* attention) {
-  const int64_t channels = op.x.channels;
+void naf_block_attention(const T* weight, const float* bias, int64_t channels, const float* mean, float* attention) {
   for (int64_t i = 0; i < channels; i++) {
     vec total{};
     for (int64_t k = 0; k < channels; k += WIDTH) {
-      total += load_upto(op.matrices.sca + i * channels + k, channels - k) * load_upto(mean + k, channels - k);
+      total += load_upto(weight + i * channels + k, channels - k) * load_upto(mean + k, channels - k);
     }
-    attention[i] = sum(total) + op.weights.sca_bias[i];
+    attention[i] = sum(total) + bias[i];
   }
 }
 

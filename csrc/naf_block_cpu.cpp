@@ -32,9 +32,11 @@ struct Grid {
   }
 };
 
-}  // namespace
-
-void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor gated, Tensor y) {
+// pool() makes a block local: called between the sweeps, it applies the attention to `gated`.
+template <class Pool>
+void sweep(
+    Tensor x, const std::vector<Tensor>& params, double eps, bool channels_last, Tensor gated, Tensor y, bool local,
+    const Pool& pool) {
   STD_TORCH_CHECK(params.size() == 18, "a NAF block has 18 parameters");
   for_dtype(x, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
@@ -75,14 +77,16 @@ void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_l
       }
     });
 
-    std::vector<float> mean(channels), attention(images * channels);
-    for (int64_t n = 0; n < images; n++) {
+    std::vector<float> mean(channels), attention(images * channels, 1.0f);
+    if (local) pool(tag);
+    for (int64_t n = 0; n < images && !local; n++) {
       for (int64_t c = 0; c < channels; c++) {
         double total = 0;
         for (int64_t t = 0; t < tiles; t++) total += sums[(n * tiles + t) * channels + c];
         mean[c] = static_cast<float>(total / static_cast<double>(op.x.pixels));
       }
-      kernels(tag).naf_block_attention(op, mean.data(), attention.data() + n * channels);
+      kernels(tag).naf_block_attention(
+          matrices.sca, op.weights.sca_bias, channels, mean.data(), attention.data() + n * channels);
     }
 
     constexpr int64_t GRAIN = PANEL / 2;  // threads share the pixels of a small image to half a panel
@@ -94,6 +98,34 @@ void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_l
         kernels(tag).naf_block_second(
             op, n, attention.data() + n * channels, (begin - n * each) * GRAIN,
             std::min(op.x.pixels, (stop - n * each) * GRAIN), memory);
+        begin = stop;
+      }
+    });
+  });
+}
+
+}  // namespace
+
+void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor gated, Tensor y) {
+  sweep(x, params, eps, channels_last, gated, y, false, [](auto*) {});
+}
+
+void local_naf_block(
+    Tensor x, std::vector<Tensor> params, double eps, int64_t window_height, int64_t window_width, bool channels_last,
+    Tensor gated, Tensor pooled, Tensor y) {
+  sweep(x, params, eps, channels_last, gated, y, true, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    local_mean_2d(gated, window_height, window_width, false, false, pooled);
+    constexpr size_t SCA = 6;
+    Floats floats;
+    const LocalAttention<T> op{
+        images<const T>(pooled, false), images<T>(gated, false), floats(params[SCA]), floats(params[SCA + 1])};
+    const int64_t each = panels(op.gated.pixels);
+    parallel(x.size(0) * each, [&](int64_t begin, int64_t end) {
+      float* memory = scratch(local_attention_scratch(op.gated.channels));
+      while (begin < end) {
+        const int64_t n = begin / each, stop = std::min(end, (n + 1) * each);
+        kernels(tag).local_attention(op, n, begin - n * each, stop - n * each, memory);
         begin = stop;
       }
     });

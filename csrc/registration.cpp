@@ -14,7 +14,13 @@ STABLE_TORCH_LIBRARY(r2r_native, m) {
   m.def("simple_gate_backward(Tensor dy, Tensor x, bool channels_last, Tensor(a!) dx) -> ()");
   m.def(
       "depthwise_gate(Tensor x, Tensor weight, Tensor bias, bool channels_last, Tensor(a!) gated, Tensor(b!) mean) -> ()");
+  m.def(
+      "depthwise_gate_backward(Tensor dgated, Tensor dmean, Tensor x, Tensor weight, Tensor bias, bool channels_last, "
+      "Tensor(a!) dx, Tensor(b!) dweight, Tensor(c!) dbias) -> ()");
   m.def("naf_block(Tensor x, Tensor[] params, float eps, bool channels_last, Tensor(a!) gated, Tensor(b!) y) -> ()");
+  m.def(
+      "naf_block_backward(Tensor dz, Tensor x, Tensor[] params, float eps, bool channels_last, Tensor(a!) work, "
+      "Tensor(b!) dx, Tensor(c!)[] dparams) -> ()");
   m.def("gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor(a!) y) -> ()");
   m.def(
       "gated_conv_backward(Tensor dy, Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, "
@@ -26,6 +32,13 @@ STABLE_TORCH_LIBRARY(r2r_native, m) {
   m.def(
       "slot_conv_backward(Tensor dy, Tensor x, Tensor weight, Tensor(a!) dx, Tensor(b!) dweight, Tensor(c!) dbias) "
       "-> ()");
+  m.def(
+      "local_mean_2d(Tensor x, int window_height, int window_width, bool backward, bool channels_last, Tensor(a!) y) "
+      "-> ()");
+  m.def(
+      "local_naf_block(Tensor x, Tensor[] params, float eps, int window_height, int window_width, bool channels_last, "
+      "Tensor(a!) gated, Tensor(b!) pooled, Tensor(c!) y) -> ()");
+  m.def("upsample_add(Tensor x, Tensor weight, Tensor skip, bool channels_last, Tensor(a!) y) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(r2r_native, CPU, m) {
@@ -34,12 +47,17 @@ STABLE_TORCH_LIBRARY_IMPL(r2r_native, CPU, m) {
   m.impl("simple_gate", TORCH_BOX(&r2r::simple_gate));
   m.impl("simple_gate_backward", TORCH_BOX(&r2r::simple_gate_backward));
   m.impl("depthwise_gate", TORCH_BOX(&r2r::depthwise_gate));
+  m.impl("depthwise_gate_backward", TORCH_BOX(&r2r::depthwise_gate_backward));
   m.impl("naf_block", TORCH_BOX(&r2r::naf_block));
+  m.impl("naf_block_backward", TORCH_BOX(&r2r::naf_block_backward));
   m.impl("gated_conv", TORCH_BOX(&r2r::gated_conv));
   m.impl("gated_conv_backward", TORCH_BOX(&r2r::gated_conv_backward));
   m.impl("bank_retrieve", TORCH_BOX(&r2r::bank_retrieve));
   m.impl("slot_conv", TORCH_BOX(&r2r::slot_conv));
   m.impl("slot_conv_backward", TORCH_BOX(&r2r::slot_conv_backward));
+  m.impl("local_mean_2d", TORCH_BOX(&r2r::local_mean_2d));
+  m.impl("local_naf_block", TORCH_BOX(&r2r::local_naf_block));
+  m.impl("upsample_add", TORCH_BOX(&r2r::upsample_add));
 }
 
 PYBIND11_MODULE(_C, module) {

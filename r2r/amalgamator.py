@@ -65,8 +65,10 @@ class SlotAggregator(nn.Module):
     def forward(self, x: Tensor, present: Tensor) -> Tensor:
         """[T, M, C, h, w] -> [T, M - k + 1, C, h, w], never negative."""
         x = self.depthwise(x)
-        mixed = torch.matmul(self.pointwise_weight[:, None], x.flatten(3)) + self.pointwise_bias[:, None, :, None]
-        return F.relu(self.norm(mixed.view_as(x), present))
+        # One product for each task: a weight broadcast over the slots would be copied, and its gradient made, for each.
+        mixed = torch.bmm(self.pointwise_weight, x.transpose(1, 2).flatten(2)) + self.pointwise_bias[:, :, None]
+        mixed = mixed.unflatten(2, (x.shape[1], *x.shape[3:])).transpose(1, 2)
+        return F.relu(self.norm(mixed, present))
 
 
 class Amalgamator(nn.Module):

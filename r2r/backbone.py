@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from r2r_kernels.nn import NAFBlock
+from r2r_kernels.nn import NAFBlock, OperatorModule
 
 
 def _blocks(channels: int, number: int, eager: bool) -> nn.Sequential:
@@ -37,11 +37,11 @@ class Encoder(nn.Module):
         return self.middle(x), skips, downsampled
 
 
-class Decoder(nn.Module):
+class Decoder(OperatorModule):
     """The mirror of `Encoder`: 1x1 convolution without bias, PixelShuffle(2), the skip added, NAF blocks."""
 
     def __init__(self, width: int, blocks: Sequence[int], eager: bool) -> None:
-        super().__init__()
+        super().__init__(eager)
         channels = [width << level for level in reversed(range(len(blocks)))]
         self.ups = nn.ModuleList(
             nn.Sequential(nn.Conv2d(2 * c, 4 * c, 1, bias=False), nn.PixelShuffle(2)) for c in channels
@@ -50,5 +50,5 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, skips: Sequence[Tensor]) -> Tensor:
         for up, level, skip in zip(self.ups, self.levels, reversed(skips), strict=True):
-            x = level(up(x) + skip)
+            x = level(self.ops.upsample_add(x, up.get_parameter("0.weight"), skip))
         return x

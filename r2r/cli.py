@@ -64,6 +64,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the page, the pictures and the model go.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Another seed trains another model.")] = 0,
     minutes: Annotated[float, typer.Option(help="Roughly how long to train, at most.")] = 4.0,
+    eager: EagerOption = False,
 ) -> None:
     """Train a small model here, on photos that come with scikit-image, and look at what it restores.
 
@@ -71,7 +72,7 @@ def demo(
     """
     from r2r.demo import run_demo
 
-    run_demo(out, seed, minutes, console)
+    run_demo(out, seed, minutes, console, eager)
 
 
 @app.command()
@@ -140,9 +141,14 @@ def restore(
 
     Example: `r2r restore holiday/ scan.tif --out restored --model demo/model`
     """
+    import torch
+
+    from r2r.fast import R2R as FastR2R
     from r2r.restoration import restore_files
 
     loaded = _load(model, device, eager)
+    if isinstance(loaded, FastR2R):
+        loaded = loaded.freeze(torch.bfloat16 if loaded.bank.keys.is_cuda else torch.float32)
     with _bar() as progress:
         bar = progress.add_task("restoring", total=None)
 
@@ -287,6 +293,24 @@ def convert(
 
     model = convert_files(checkpoint, bank, out)
     console.print(f"{out}: {', '.join(model.tasks)}; {int(model.bank.counts.sum())} slots")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Folder of a model, or its name on the Hub.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="*.pt2, for torch.export.load, or *.onnx.")],
+) -> None:
+    """Write a model as one file that needs nothing of this package: blind, any batch, height and width above 16.
+
+    ONNX needs the packages onnx and onnxscript.
+
+    Example: `r2r export demo/model --out model.pt2`
+    """
+    from r2r import R2R
+    from r2r.export import export
+
+    export(R2R.from_pretrained(model), out)
+    console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()

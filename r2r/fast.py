@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from r2r import model
+import torch
 
-__all__ = ["R2R"]
+from r2r import model
+from r2r.frozen import FrozenR2R
+
+__all__ = ["R2R", "FrozenR2R"]
 
 
 class R2R(model.R2R):
     """`r2r.R2R` on `r2r_kernels.functional`: same constructor, `state_dict` and answers."""
 
     eager = False
+
+    def freeze(self, dtype: torch.dtype = torch.bfloat16) -> FrozenR2R:
+        """The inference form, a copy that computes in `dtype` (float32, bfloat16 or float16) on the device the model is
+        on; see `FrozenR2R`. Raises ValueError for other dtypes, InputError where the bank is empty."""
+        return FrozenR2R(self, dtype)

@@ -22,6 +22,7 @@ from r2r.bank import DegradationBank
 from r2r.errors import InputError
 from r2r_kernels import reference
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
+from r2r_kernels.reference import area_resize
 
 Task = str | int | Sequence[str | int] | Tensor | None
 
@@ -173,8 +174,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         Raises ValueError where the bank is empty or `task` does not name tasks of it.
         """
         self._check_bank()
-        told = self._told(task, len(query), query.device)
-        pooled = F.adaptive_avg_pool2d(query, (self.bank.size, self.bank.size))
+        told = self._told(task, query.shape[0], query.device)
+        pooled = area_resize(query, self.bank.size, self.bank.size)
         readout, scores = self.retrieval(pooled, self.bank.keys, self.bank.values, self.bank.counts, told)
         if self.mixtures:
             return Match(readout, reference.task_mask(scores, told, "multi"), scores)
@@ -185,6 +186,10 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         fused = self.fusion(value, readout)
         residual = self.ending(self.decoder(fused, features.skips))
         height, width = lq.shape[2:]
+        if torch.compiler.is_exporting():
+            # A slice's layout depends on whether it cuts anything off; a program is to hold for both cases.
+            rows, columns = (torch.arange(size, device=lq.device) for size in (height, width))
+            return lq + residual.index_select(2, rows).index_select(3, columns)
         return lq + residual[:, :, :height, :width]
 
     def forward(
@@ -202,9 +207,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         """
         self._check_images(lq, "lq")
         if labels is None:
-            features = self.encode(lq)
-            key, value = self.query(features.deep)
-            return self.decode(lq, features, value, self.match(key).readout)
+            return self._restored(lq, None).image
 
         self._check_labels(labels, len(lq), "labels")
         bank = self.bank
@@ -214,7 +217,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         self._check_bank()
         features = self.encode(lq)
         key, value = self.query(features.deep)
-        pooled = F.adaptive_avg_pool2d(key, (bank.size, bank.size))
+        pooled = area_resize(key, bank.size, bank.size)
         told = labels.bool() if self.mixtures else labels
         readout, scores = self.retrieval(pooled, keys, values, counts, told)
         return TrainingOutput(self.decode(lq, features, value, readout), scores, logits)
@@ -230,9 +233,13 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         if lq.numel() and not bool(((lq >= 0) & (lq <= 1)).all()):
             bad = "NaN or infinity" if not bool(lq.isfinite().all()) else f"{lq.amin():.4g} to {lq.amax():.4g}"
             raise InputError(f"lq must hold values in [0, 1], got {bad}")
+        self._check_bank()
+        return self._restored(lq, self._told(task, lq.shape[0], lq.device))
+
+    def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
         features = self.encode(lq)
         key, value = self.query(features.deep)
-        match = self.match(key, task)
+        match = self.match(key, told)
         return Restoration(self.decode(lq, features, value, match.readout), match.task, match.scores)
 
     def _build_bank(self, lq: Tensor, hq: Tensor, labels: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:

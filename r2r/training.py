@@ -247,7 +247,7 @@ class Trainer:
         return [("pretrain", self.config.pretrain), ("finetune", self.config.finetune)]
 
     def _optimiser(self) -> torch.optim.Adam:
-        return torch.optim.Adam(self.model.parameters(), lr=0.0, betas=(0.9, 0.999))
+        return torch.optim.Adam(self.model.parameters(), lr=0.0, betas=(0.9, 0.999), fused=True)
 
     def _averaged(self) -> AveragedModel:
         def average(averaged: Tensors, current: Tensors, _: Tensor | int) -> None:

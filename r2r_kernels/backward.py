@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r2r_kernels.reference import NAFBlockParams
+from r2r_kernels.reference import NAFBlockParams, averaging, window_averaging
 
 
 def layer_norm_2d(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,14 +67,20 @@ def gated_conv(
 
 def area_resize(dy: Tensor, size: Sequence[int]) -> Tensor:
     """Gradient of the images of `size` that were area-resized to those of dy: the averaging matrices, transposed."""
-
-    def averaging(inner: int, outer: int) -> Tensor:
-        place, pixel = torch.arange(outer, device=dy.device)[:, None], torch.arange(inner, device=dy.device)
-        inside = (pixel >= place * inner // outer) & (pixel < ((place + 1) * inner + outer - 1) // outer)
-        return (inside / inside.sum(1, keepdim=True)).to(torch.promote_types(dy.dtype, torch.float32))
-
-    down, across = averaging(size[0], dy.shape[2]), averaging(size[1], dy.shape[3])
+    down, across = averaging(size[0], dy.shape[2], dy), averaging(size[1], dy.shape[3], dy)
     return torch.matmul(down.T, torch.matmul(dy.to(across.dtype), across)).to(dy.dtype)
+
+
+def upsample_add(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight; that of the skip is dy."""
+    return _convolution(F.pixel_unshuffle(dy, 2), x, weight)[:2]
+
+
+def local_mean_2d(dy: Tensor, window: Sequence[int]) -> Tensor:
+    """Gradient of x: the averaging matrices, transposed."""
+    wide = dy.to(torch.promote_types(dy.dtype, torch.float32))
+    down, across = (window_averaging(dy.shape[dim], window[dim - 2], dy.device).to(wide.dtype) for dim in (2, 3))
+    return (down.T @ wide @ across).to(dy.dtype)
 
 
 def slot_conv(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

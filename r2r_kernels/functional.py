@@ -7,6 +7,8 @@ line that names the argument, what was got and what is wanted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,10 +21,12 @@ __all__ = [
     "depthwise_gate",
     "gated_conv",
     "layer_norm_2d",
+    "local_mean_2d",
     "naf_block",
     "simple_gate",
     "slot_conv",
     "task_mask",
+    "upsample_add",
 ]
 
 
@@ -80,6 +84,37 @@ def depthwise_gate(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     return torch.ops.r2r.depthwise_gate(x, weight, bias)
 
 
+def upsample_add(x: Tensor, weight: Tensor, skip: Tensor) -> Tensor:
+    """1x1 convolution without bias, PixelShuffle(2), and the skip added, in one pass (the decoder of NAFNet and R2R).
+
+    x [N, 2C, h, w], weight [4C, 2C, 1, 1], skip [N, C, 2h, 2w] -> [N, C, 2h, 2w].
+    """
+    _check_images("x", x)
+    _check_even("x", x)
+    n, wide, h, w = x.shape
+    _check_parameter("weight", weight, (2 * wide, wide, 1, 1), x)
+    _check_parameter("skip", skip, (n, wide // 2, 2 * h, 2 * w), x)
+    return torch.ops.r2r.upsample_add(x, weight, skip)
+
+
+def local_mean_2d(x: Tensor, window: Sequence[int]) -> Tensor:
+    """The mean over a window (height, width) around each pixel, moved inside the image at its borders.
+
+    x [N, C, H, W] -> [N, C, H, W]; a window larger than the image is the image. Local inference pools so (TLC, Chu et
+    al., ECCV 2022). The cost does not depend on the window.
+    """
+    _check_images("x", x)
+    _check_window(window)
+    return torch.ops.r2r.local_mean_2d(x, window)
+
+
+def _check_window(window: Sequence[int]) -> None:
+    if not isinstance(window, (tuple, list)) or any(isinstance(w, bool) or not isinstance(w, int) for w in window):
+        raise TypeError(f"window must be a pair of whole numbers, got {window!r}")
+    if len(window) != 2 or min(window) < 1:
+        raise ValueError(f"window must be (height, width), both 1 or more, got {tuple(window)}")
+
+
 def naf_block_shapes(channels: int) -> tuple[tuple[int, ...], ...]:
     """The shapes of a NAF block's parameters, in the order of NAFBlockParams."""
     c = channels
@@ -88,17 +123,24 @@ def naf_block_shapes(channels: int) -> tuple[tuple[int, ...], ...]:
     return (*norm, *wide, *depthwise, *narrow, *narrow, *scale, *norm, *wide, *narrow, *scale)
 
 
-def naf_block(x: Tensor, params: NAFBlockParams, eps: float = 1e-6) -> Tensor:
+def naf_block(x: Tensor, params: NAFBlockParams, eps: float = 1e-6, window: Sequence[int] | None = None) -> Tensor:
     """A whole NAF block without dropout: x [N, C, H, W] -> [N, C, H, W] (NAFNet, figure 3 and section 3.4).
 
-    Training keeps x alone and computes the rest again in the backward pass.
+    With a window (height, width) the channel attention of a pixel comes from the mean over the window around it
+    (`local_mean_2d`) instead of the image's: NAFNet's local inference (TLC). Training keeps x alone and computes the
+    rest again in the backward pass; with a window smaller than the image it keeps what its parts keep.
     """
     _check_images("x", x)
+    if not isinstance(params, (tuple, list)):
+        raise TypeError(f"params must be a NAFBlockParams, got {type(params).__name__}")
     if len(params) != len(NAFBlockParams._fields):
         raise ValueError(f"params must be the {len(NAFBlockParams._fields)} of NAFBlockParams, got {len(params)}")
     shapes = naf_block_shapes(x.shape[1])
     for name, parameter, shape in zip(NAFBlockParams._fields, params, shapes, strict=True):
         _check_parameter(name, parameter, shape, x)
+    if window is not None:
+        _check_window(window)
+        return torch.ops.r2r.local_naf_block(x, list(params), eps, window)
     return torch.ops.r2r.naf_block(x, list(params), eps)
 
 

@@ -28,6 +28,7 @@ _LIBRARY = torch.library.Library("r2r", "DEF")
 _OPS = torch.ops.r2r
 _NATIVE = torch.ops.r2r_native  # filled when the extension is loaded
 IMPLEMENTATIONS = ("reference", "native", "triton")
+_BACKWARD_VALUES = 1 << 20  # that the native backward of a NAF block keeps of some images: they should fit a cache
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -194,10 +195,18 @@ def _depthwise_gate_fake(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tenso
 def _depthwise_gate_backward(
     dgated: Tensor, dmean: Tensor, x: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if implementation(x) == "triton":
+    chosen = implementation(x)
+    if chosen == "triton":
         dx, dweight, dbias = _triton("depthwise_gate").backward(
             dgated, dmean, x, weight.contiguous(), bias.contiguous()
         )
+    elif chosen == "native":
+        dx = _empty(x, x.shape[1])
+        dweight, dbias = (torch.empty(p.shape, dtype=torch.float32) for p in (weight, bias))
+        images = (_dense(dgated, x), dmean.contiguous(), _dense(x, x))
+        parameters = (weight.contiguous(), bias.contiguous())
+        _NATIVE.depthwise_gate_backward(*images, *parameters, _channels_last(x), dx, dweight, dbias)
+        return dx, dweight.to(weight.dtype), dbias.to(bias.dtype)
     else:
         dx, dweight, dbias = backward.depthwise_gate(_dense(dgated, x), dmean, _dense(x, x), weight, bias)
     return _dense(dx, x), dweight.contiguous(), dbias
@@ -225,6 +234,66 @@ def _naf_block_fake(x: Tensor, params: Sequence[Tensor], eps: float) -> Tensor:
     return _empty(x, x.shape[1])
 
 
+# A block whose attention pools over windows: fused in C++, else put together from the other operators, as for
+# gradients.
+
+
+def _local_naf_block(x: Tensor, params: Sequence[Tensor], eps: float, window: Sequence[int]) -> Tensor:
+    if window[0] >= x.shape[2] and window[1] >= x.shape[3]:
+        return _naf_block(x, params, eps)
+    chosen = implementation(x)
+    if chosen == "native":
+        y, gated, pooled = _naf_block_fake(x, params, eps), x.new_empty(x.shape), x.new_empty(x.shape)
+        contiguous = [p.contiguous() for p in params]
+        _NATIVE.local_naf_block(
+            _dense(x, x), contiguous, eps, window[0], window[1], _channels_last(x), gated, pooled, y
+        )
+        return y
+    if chosen == "triton":
+        return _dense(_local_naf_block_composed(x, params, eps, window), x)
+    return _dense(reference.naf_block(x, NAFBlockParams(*params), eps, window), x)
+
+
+def _local_naf_block_fake(x: Tensor, params: Sequence[Tensor], eps: float, window: Sequence[int]) -> Tensor:
+    return _empty(x, x.shape[1])
+
+
+def _local_naf_block_composed(x: Tensor, params: Sequence[Tensor], eps: float, window: Sequence[int]) -> Tensor:
+    p, conv = NAFBlockParams(*params), torch.nn.functional.conv2d
+    hidden = conv(_OPS.layer_norm_2d(x, p.norm1_weight, p.norm1_bias, eps)[0], p.conv1_weight, p.conv1_bias)
+    gated = _OPS.depthwise_gate(hidden, p.conv2_weight, p.conv2_bias)[0]
+    attended = gated * conv(_OPS.local_mean_2d(gated, window), p.sca_weight, p.sca_bias)
+    y = torch.addcmul(x, conv(attended, p.conv3_weight, p.conv3_bias), p.beta)
+    hidden = conv(_OPS.layer_norm_2d(y, p.norm2_weight, p.norm2_bias, eps)[0], p.conv4_weight, p.conv4_bias)
+    return torch.addcmul(y, conv(_OPS.simple_gate(hidden), p.conv5_weight, p.conv5_bias), p.gamma)
+
+
+# For a frozen model on a GPU: what `naf_block` does with parameters that were folded beforehand, one launch less.
+
+
+@torch.no_grad()
+def fold_naf_block(params: NAFBlockParams, dtype: torch.dtype) -> dict[str, Tensor] | None:
+    """What `naf_block_folded` takes, in its order, for activations of that dtype on the parameters' device; None where
+    the implementation there reads parameters as they are."""
+    if implementation(params.norm1_weight.to(dtype)) != "triton":
+        return None
+    folded = _triton("naf_block").fold(params, dtype)._asdict()
+    return {**folded, "sca": folded["sca"].to(dtype)}
+
+
+def _naf_block_folded(x: Tensor, folded: Sequence[Tensor], eps: float) -> Tensor:
+    if implementation(x) == "triton":
+        kernels = _triton("naf_block")
+        return _dense(kernels.forward(x, kernels.FoldedParams(*folded), eps), x)
+    if x.numel():
+        raise RuntimeError(f"folded parameters are for Triton's kernels, x is on {x.device}; freeze the model there")
+    return torch.empty_like(x)
+
+
+def _naf_block_folded_fake(x: Tensor, folded: Sequence[Tensor], eps: float) -> Tensor:
+    return _empty(x, x.shape[1])
+
+
 # The forward for training also returns what the backward needs besides x: of Triton's the mean of the gated features,
 # else nothing.
 
@@ -243,9 +312,17 @@ def _naf_block_training_fake(x: Tensor, params: Sequence[Tensor], eps: float) ->
 
 
 def _naf_block_backward(dy: Tensor, x: Tensor, mean: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
-    if implementation(x) == "triton":
+    chosen = implementation(x)
+    if chosen == "triton":
         contiguous = NAFBlockParams(*(p.contiguous() for p in params))
         dx, gradients = _triton("naf_block").backward(dy, x, mean, contiguous, eps)
+    elif chosen == "native":
+        n, c, h, w = x.shape
+        work = x.new_empty((max(1, min(n, _BACKWARD_VALUES // (6 * c * h * w))), 6 * c, h, w))
+        dx, gradients = _empty(x, c), [torch.empty(p.shape, dtype=torch.float32) for p in params]
+        images, parameters = (_dense(dy, x), _dense(x, x)), [p.contiguous() for p in params]
+        _NATIVE.naf_block_backward(*images, parameters, eps, _channels_last(x), work, dx, gradients)
+        return [dx, *(g.to(x.dtype) for g in gradients)]
     else:
         dx, *gradients = backward.naf_block(_dense(dy, x), _dense(x, x), params, eps)
     return [_dense(dx, x), *(g.contiguous() for g in gradients)]
@@ -253,6 +330,66 @@ def _naf_block_backward(dy: Tensor, x: Tensor, mean: Tensor, params: Sequence[Te
 
 def _naf_block_backward_fake(dy: Tensor, x: Tensor, mean: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
     return [_empty(x, x.shape[1]), *(p.new_empty(p.shape) for p in params)]
+
+
+def _upsample_add_pays(x: Tensor) -> bool:
+    """Whether the C++ kernel beats convolution, shuffle and addition; measured in docs/kernels-cpu.md."""
+    return x.shape[1] <= 128 and (x.dtype == torch.float32 or not _channels_last(x))
+
+
+def _upsample_add(x: Tensor, weight: Tensor, skip: Tensor) -> Tensor:
+    chosen = implementation(x)
+    if chosen == "triton":
+        return _dense(_triton("upsample_add").forward(x, weight.contiguous(), skip), x)
+    if chosen == "native" and _upsample_add_pays(x):
+        y = _upsample_add_fake(x, weight, skip)
+        _NATIVE.upsample_add(_dense(x, x), weight.contiguous(), _dense(skip, x), _channels_last(x), y)
+        return y
+    return _dense(reference.upsample_add(x, weight, skip), x)
+
+
+def _upsample_add_fake(x: Tensor, weight: Tensor, skip: Tensor) -> Tensor:
+    return torch.empty(skip.shape, dtype=x.dtype, device=x.device, memory_format=_format(x))
+
+
+def _upsample_add_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    if not x.numel():  # PyTorch's pixel_unshuffle answers another shape
+        return torch.zeros_like(x), torch.zeros_like(weight)
+    if implementation(x) == "triton":
+        dx, dweight, _ = _triton("upsample_add").backward(dy, x, weight.contiguous())
+    else:
+        dx, dweight = backward.upsample_add(_dense(dy, x), _dense(x, x), weight)
+    return _dense(dx, x), dweight.contiguous()
+
+
+def _upsample_add_backward_fake(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return _empty(x, x.shape[1]), weight.new_empty(weight.shape)
+
+
+def _local_mean_2d(x: Tensor, window: Sequence[int]) -> Tensor:
+    chosen = implementation(x)
+    if chosen == "triton":
+        return _dense(_triton("local_mean_2d").forward(x, tuple(window)), x)
+    if chosen == "native":
+        y = _local_mean_2d_fake(x, window)
+        _NATIVE.local_mean_2d(_dense(x, x), window[0], window[1], False, _channels_last(x), y)
+        return y
+    return _dense(reference.local_mean_2d(x, window), x)
+
+
+def _local_mean_2d_fake(x: Tensor, window: Sequence[int]) -> Tensor:
+    return _empty(x, x.shape[1])
+
+
+def _local_mean_2d_backward(dy: Tensor, window: Sequence[int]) -> Tensor:
+    chosen = implementation(dy)
+    if chosen == "triton":
+        return _dense(_triton("local_mean_2d").backward(dy, tuple(window)), dy)
+    if chosen == "native":
+        dx = _local_mean_2d_fake(dy, window)
+        _NATIVE.local_mean_2d(_dense(dy, dy), window[0], window[1], True, _channels_last(dy), dx)
+        return dx
+    return _dense(backward.local_mean_2d(dy, window), dy)
 
 
 def _gated_conv_native(x: Tensor) -> bool:
@@ -453,6 +590,11 @@ _DEFINITIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "depthwise_gate_backward(Tensor dgated, Tensor dmean, Tensor x, Tensor weight, Tensor bias)"
     " -> (Tensor, Tensor, Tensor)": (_depthwise_gate_backward, _depthwise_gate_backward_fake),
     "naf_block(Tensor x, Tensor[] params, float eps) -> Tensor": (_naf_block, _naf_block_fake),
+    "local_naf_block(Tensor x, Tensor[] params, float eps, int[] window) -> Tensor": (
+        _local_naf_block,
+        _local_naf_block_fake,
+    ),
+    "naf_block_folded(Tensor x, Tensor[] folded, float eps) -> Tensor": (_naf_block_folded, _naf_block_folded_fake),
     "naf_block_training(Tensor x, Tensor[] params, float eps) -> (Tensor, Tensor)": (
         _naf_block_training,
         _naf_block_training_fake,
@@ -461,6 +603,13 @@ _DEFINITIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         _naf_block_backward,
         _naf_block_backward_fake,
     ),
+    "upsample_add(Tensor x, Tensor weight, Tensor skip) -> Tensor": (_upsample_add, _upsample_add_fake),
+    "upsample_add_backward(Tensor dy, Tensor x, Tensor weight) -> (Tensor, Tensor)": (
+        _upsample_add_backward,
+        _upsample_add_backward_fake,
+    ),
+    "local_mean_2d(Tensor x, int[] window) -> Tensor": (_local_mean_2d, _local_mean_2d_fake),
+    "local_mean_2d_backward(Tensor dy, int[] window) -> Tensor": (_local_mean_2d_backward, _local_mean_2d_fake),
     "gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias) -> Tensor": (_gated_conv, _gated_conv_fake),
     "gated_conv_backward(Tensor dy, Tensor x, Tensor prior, Tensor weight, Tensor bias)"
     " -> (Tensor, Tensor, Tensor, Tensor)": (_gated_conv_backward, _gated_conv_backward_fake),
@@ -547,6 +696,32 @@ class _NAFBlock(torch.autograd.Function):
         return (dx, None, *gradients)
 
 
+class _UpsampleAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, skip: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _OPS.upsample_add(x, weight, skip)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        return (*_OPS.upsample_add_backward(dy, *ctx.saved_tensors), dy)
+
+
+class _LocalMean2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: Sequence[int]) -> Tensor:
+        ctx.window = window
+        with torch._C._AutoDispatchBelowAutograd():
+            return _OPS.local_mean_2d(x, window)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return _OPS.local_mean_2d_backward(dy, ctx.window), None
+
+
 class _GatedConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, prior: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -604,14 +779,17 @@ def _differentiable(name: str, apply: Callable[..., Any]) -> None:
 
 _differentiable("layer_norm_2d", _LayerNorm2d.apply)
 _differentiable("simple_gate", _SimpleGate.apply)
+_differentiable("upsample_add", _UpsampleAdd.apply)
+_differentiable("local_mean_2d", _LocalMean2d.apply)
 _differentiable("gated_conv", _GatedConv.apply)
 _differentiable("slot_conv", _SlotConv.apply)
 _differentiable("bank_retrieve", _BankRetrieve.apply)
 _differentiable("depthwise_gate", _DepthwiseGate.apply)
 _differentiable("naf_block", lambda x, params, eps: _NAFBlock.apply(x, eps, *params))
+_differentiable("local_naf_block", _local_naf_block_composed)
 
 
-# Autocast: convolutions run in autocast's dtype, a norm in that of its input.
+# Autocast: convolutions run in autocast's dtype, a norm and a mean in that of their input.
 
 
 def _autocast(name: str, norm: bool = False) -> None:
@@ -640,9 +818,12 @@ def _autocast(name: str, norm: bool = False) -> None:
 
 _autocast("layer_norm_2d", norm=True)
 _autocast("depthwise_gate")
+_autocast("upsample_add")
+_autocast("local_mean_2d", norm=True)
 _autocast("gated_conv")
 _autocast("slot_conv")
 _autocast("naf_block")
+_autocast("local_naf_block")
 
 
 # FLOPs of the convolutions, as PyTorch counts them: two for a multiplication and an addition.
@@ -652,6 +833,16 @@ _autocast("naf_block")
 def _depthwise_gate_flops(x: Sequence[int], *_: Any, **__: Any) -> int:
     n, c, h, w = x
     return 2 * n * c * h * w * 9
+
+
+@register_flop_formula(_OPS.upsample_add)
+def _upsample_add_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * x[0] * x[2] * x[3] * math.prod(weight)
+
+
+@register_flop_formula(_OPS.upsample_add_backward)
+def _upsample_add_backward_flops(dy: Any, x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * _upsample_add_flops(x, weight)
 
 
 @register_flop_formula(_OPS.gated_conv)
@@ -694,10 +885,16 @@ def _depthwise_gate_backward_flops(dgated: Any, dmean: Any, x: Sequence[int], *_
     return 3 * _depthwise_gate_flops(x)
 
 
-@register_flop_formula([_OPS.naf_block, _OPS.naf_block_training])
+@register_flop_formula([_OPS.naf_block, _OPS.naf_block_folded, _OPS.naf_block_training])
 def _naf_block_flops(x: Sequence[int], *_: Any, **__: Any) -> int:
     n, c, h, w = x
     return 2 * n * c * (h * w * (6 * c + 18) + c)
+
+
+@register_flop_formula(_OPS.local_naf_block)
+def _local_naf_block_flops(x: Sequence[int], *_: Any, **__: Any) -> int:
+    n, c, h, w = x
+    return 2 * n * c * h * w * (7 * c + 18)
 
 
 @register_flop_formula(_OPS.naf_block_backward)

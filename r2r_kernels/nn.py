@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from r2r_kernels import functional, reference
+from r2r_kernels import functional, library, reference
 from r2r_kernels.reference import Mode, NAFBlockParams
 
 Similarity = Literal["cosine", "published"]
@@ -57,11 +57,31 @@ class SimpleGate(OperatorModule):
         return self.ops.simple_gate(x)
 
 
+class LocalMean2d(OperatorModule):
+    """The mean over a window (height, width) around each pixel, moved inside the image at its borders.
+
+    In place of a block's `sca[0]` it makes channel attention local (TLC, Chu et al., ECCV 2022).
+    """
+
+    def __init__(self, kernel_size: tuple[int, int], eager: bool = False) -> None:
+        super().__init__(eager)
+        self.kernel_size = kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.local_mean_2d(x, self.kernel_size)
+
+
+def pools_globally(pool: nn.Module | None) -> bool:
+    """Whether a block's `sca[0]` is the one that it is made with."""
+    return type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1))
+
+
 class NAFBlock(OperatorModule):
     """NAFNet's block (ECCV 2022) on [N, C, H, W], with the parameter names of its checkpoints.
 
     `beta` and `gamma` start at 0, so that a new block is the identity. dropout, where not 0, is applied to both
-    branches in training, which then runs unfused.
+    branches in training, which then runs unfused; so does a block whose `sca[0]` was replaced by anything but a
+    `LocalMean2d`.
     """
 
     def __init__(self, channels: int, eager: bool = False, dropout: float = 0.0) -> None:
@@ -104,15 +124,37 @@ class NAFBlock(OperatorModule):
             gamma=self.gamma,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.dropout1.p > 0:
-            return self._with_dropout(x)
-        return self.ops.naf_block(x, self.params(), self.norm1.eps)
+    def fold(self, dtype: torch.dtype) -> FoldedNAFBlock | None:
+        """The block for inference in `dtype`, with norms, beta and gamma folded into the convolutions (in float32): one
+        launch a call less. None where the kernels of its device read the parameters as they are."""
+        folded = library.fold_naf_block(self.params(), dtype)
+        return None if folded is None else FoldedNAFBlock(folded, self.norm1.eps)
 
-    def _with_dropout(self, x: Tensor) -> Tensor:
-        gated, mean = self.ops.depthwise_gate(self.conv1(self.norm1(x)), self.conv2.weight, self.conv2.bias)
-        y = x + self.dropout1(self.conv3(gated * self.sca[1](mean))) * self.beta
+    def forward(self, x: Tensor) -> Tensor:
+        pool: Any = self.sca[0]
+        window = pool.kernel_size if isinstance(pool, LocalMean2d) else None
+        if (self.training and self.dropout1.p > 0) or (window is None and not pools_globally(pool)):
+            return self._by_parts(x)
+        return self.ops.naf_block(x, self.params(), self.norm1.eps, window)
+
+    def _by_parts(self, x: Tensor) -> Tensor:
+        gated, _ = self.ops.depthwise_gate(self.conv1(self.norm1(x)), self.conv2.weight, self.conv2.bias)
+        y = x + self.dropout1(self.conv3(gated * self.sca(gated))) * self.beta
         return y + self.dropout2(self.conv5(self.ops.simple_gate(self.conv4(self.norm2(y))))) * self.gamma
+
+
+class FoldedNAFBlock(nn.Module):
+    """What `NAFBlock.fold` returns: a block for inference in one dtype, on the device where it was folded."""
+
+    def __init__(self, folded: dict[str, Tensor], eps: float) -> None:
+        super().__init__()
+        for name, tensor in folded.items():
+            self.register_buffer(name, tensor)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded = list(self.buffers())
+        return torch.ops.r2r.naf_block_folded(x.to(folded[0].dtype), folded, self.eps)
 
 
 class BankRetrieval(OperatorModule):
@@ -133,7 +175,7 @@ class BankRetrieval(OperatorModule):
 
     def scale(self, query: Tensor) -> Tensor | float:
         if self.similarity == "published":
-            return 1 / math.sqrt(query[0].numel() if len(query) else 1)
+            return 1 / math.sqrt(query.shape[1:].numel())
         return self.log_scale.clamp(max=math.log(100.0)).exp()
 
     def forward(

@@ -7,6 +7,7 @@ inputs are computed in float32, because activations of trained NAFNets reach +-1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -48,11 +49,26 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _require(condition: Tensor, message: str) -> None:
-    if condition.device.type == "cpu":
+    if condition.device.type == "cpu" and not torch.compiler.is_compiling():
         if not condition:
             raise ValueError(message)
     else:
         torch._assert_async(condition, message)
+
+
+def averaging(inner: int, outer: int, like: Tensor) -> Tensor:
+    """[outer, inner], rows that sum to 1: adaptive average pooling of `inner` values to `outer`, as a matrix."""
+    place, pixel = torch.arange(outer, device=like.device)[:, None], torch.arange(inner, device=like.device)
+    inside = (pixel >= place * inner // outer) & (pixel < ((place + 1) * inner + outer - 1) // outer)
+    return (inside / inside.sum(1, keepdim=True)).to(torch.promote_types(like.dtype, torch.float32))
+
+
+def area_resize(x: Tensor, height: int, width: int) -> Tensor:
+    """[N, C, H, W] -> [N, C, height, width], each value the mean of the area it covers."""
+    if torch.compiler.is_exporting():  # pooling and the question whether it is needed would hold for some sizes only
+        down, across = averaging(x.shape[2], height, x), averaging(x.shape[3], width, x)
+        return (down @ x.to(down.dtype) @ across.T).to(x.dtype)
+    return x if (height, width) == x.shape[2:] else F.adaptive_avg_pool2d(x, (height, width))
 
 
 def layer_norm_2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
@@ -78,15 +94,53 @@ def depthwise_gate(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Ten
     return gated, gated.mean((2, 3), keepdim=True)
 
 
-def naf_block(x: Tensor, params: NAFBlockParams, eps: float = 1e-6) -> Tensor:
-    """A whole NAF block without dropout: x [N, C, H, W] -> [N, C, H, W] (NAFNet, figure 3 and section 3.4)."""
-    y = x + _attention_branch(x, params, eps) * params.beta
+def upsample_add(x: Tensor, weight: Tensor, skip: Tensor) -> Tensor:
+    """1x1 convolution without bias, PixelShuffle(2), and the skip added (the decoder of NAFNet and R2R).
+
+    x [N, 2C, h, w], weight [4C, 2C, 1, 1], skip [N, C, 2h, 2w] -> [N, C, 2h, 2w].
+    """
+    return F.pixel_shuffle(F.conv2d(x, weight), 2) + skip
+
+
+def window_averaging(length: int, window: int, device: torch.device) -> Tensor:
+    """Which pixels of an axis the window around each one holds, as a float64 matrix [length, length] of weights.
+
+    The window begins (window - 1) // 2 pixels before its own, and is moved inside where it would cross an end of the
+    axis; one that is longer than the axis holds all of it.
+    """
+    window = min(window, length)
+    pixel = torch.arange(length, device=device)
+    begin = (pixel - (window - 1) // 2).clamp(max=length - window).clamp(min=0)[:, None]
+    return ((pixel >= begin) & (pixel < begin + window)).double() / window
+
+
+def local_mean_2d(x: Tensor, window: Sequence[int]) -> Tensor:
+    """The mean over a window (height, width) around each pixel, moved inside the image at its borders; see
+    `window_averaging`.
+
+    x [N, C, H, W] -> [N, C, H, W]. Local inference pools so (TLC, Chu et al., ECCV 2022; the borders as in NAFNet's
+    code).
+    """
+    wide = _at_least_float32(x)
+    down, across = (window_averaging(x.shape[dim], window[dim - 2], x.device).to(wide.dtype) for dim in (2, 3))
+    return (down @ wide @ across.T).to(x.dtype)
+
+
+def naf_block(x: Tensor, params: NAFBlockParams, eps: float = 1e-6, window: Sequence[int] | None = None) -> Tensor:
+    """A whole NAF block without dropout: x [N, C, H, W] -> [N, C, H, W] (NAFNet, figure 3 and section 3.4).
+
+    With a window (height, width) the channel attention of a pixel comes from the mean over the window around it
+    (`local_mean_2d`) instead of the image's: NAFNet's local inference (TLC).
+    """
+    y = x + _attention_branch(x, params, eps, window) * params.beta
     return y + _gate_branch(y, params, eps) * params.gamma
 
 
-def _attention_branch(x: Tensor, p: NAFBlockParams, eps: float) -> Tensor:
+def _attention_branch(x: Tensor, p: NAFBlockParams, eps: float, window: Sequence[int] | None) -> Tensor:
     hidden = F.conv2d(layer_norm_2d(x, p.norm1_weight, p.norm1_bias, eps), p.conv1_weight, p.conv1_bias)
     gated, mean = depthwise_gate(hidden, p.conv2_weight, p.conv2_bias)
+    if window is not None:
+        mean = local_mean_2d(gated, window)
     return F.conv2d(gated * F.conv2d(mean, p.sca_weight, p.sca_bias), p.conv3_weight, p.conv3_bias)
 
 
@@ -147,7 +201,7 @@ def bank_retrieve(
     similarity = scale * torch.einsum("nd,tsd->nts", unit_query, unit_keys)
     similarity = similarity.masked_fill(~used, -torch.inf)
 
-    smallest = torch.where(counts > 0, counts, slots).amin()
+    smallest = torch.where(counts > 0, counts, slots).amin(0)
     largest = similarity.sort(dim=2, descending=True).values
     among = (torch.arange(slots, device=keys.device) < smallest) & (counts > 0)[:, None]
     scores = torch.where(among, largest, 0).sum(2) / smallest
@@ -178,8 +232,7 @@ def gated_conv(x: Tensor, prior: Tensor, weight: Tensor, bias: Tensor) -> Tensor
     bias [C]. gate = sigmoid(grouped convolution of the channels (x_0, prior_0, x_1, prior_1, ...)), C groups;
     returns x * (1 - gate) + prior * gate.
     """
-    if prior.shape[2:] != x.shape[2:]:
-        prior = F.adaptive_avg_pool2d(prior, (x.shape[2], x.shape[3]))
+    prior = area_resize(prior, x.shape[2], x.shape[3])
     both = torch.stack((x, prior), dim=2).flatten(1, 2)
     logits = F.conv2d(both, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
     gate = _at_least_float32(logits).sigmoid().to(x.dtype)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from r2r_kernels import functional
-from r2r_kernels.nn import NAFBlock, OperatorModule
+from r2r_kernels.nn import NAFBlock, OperatorModule, pools_globally
 from r2r_kernels.reference import NAFBlockParams
 
 _TOLERANCE = 1e-6  # some norms compute in float32 whatever they are given
@@ -67,25 +67,37 @@ class SwappedSimpleGate(Swapped):
 
 
 class SwappedNAFBlock(Swapped):
-    """A NAF block on the fused operator. Where dropout is at work, or the attention no longer pools over the whole
-    image (TLC replaces that layer), the original's own forward."""
+    """A NAF block on the fused operator, with global or with local attention (TLC). Where dropout is at work, or the
+    attention's pool was replaced after the swap, the original's own forward."""
 
     params = NAFBlock.params
 
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__(original)
+        object.__setattr__(self, "proven", _pool(original))
+
     def forward(self, x: Tensor) -> Tensor:
+        pool = _pool(self)
         dropping = self.training and any(dropout.p > 0 for dropout in _dropouts(self))
-        if dropping or not _pools_globally(self):
+        window = _window(pool) if pool is self.proven else None
+        if dropping or (window is None and not pools_globally(pool)):
             return self.restored()(x)
-        return functional.naf_block(x, self.params(), _eps(self.norm1))  # type: ignore[arg-type, misc]
+        return functional.naf_block(x, self.params(), _eps(self.norm1), window)  # type: ignore[arg-type, misc]
+
+
+def _pool(block: nn.Module) -> nn.Module | None:
+    return block.get_submodule("sca")._modules.get("0")
+
+
+def _window(pool: nn.Module | None) -> tuple[int, int] | None:
+    """The window of NAFNet's local pool, which knows it once it has seen an image, or of one alike."""
+    size = getattr(pool, "kernel_size", None)
+    known = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
+    return (size[0], size[1]) if known else None  # type: ignore[index]
 
 
 def _dropouts(module: nn.Module) -> Iterator[nn.modules.dropout._DropoutNd]:
     return (m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
-
-
-def _pools_globally(block: nn.Module) -> bool:
-    pool = block.get_submodule("sca")._modules.get("0")
-    return type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1))
 
 
 def _eps(norm: nn.Module) -> float:
@@ -131,10 +143,34 @@ def _misfit(module: nn.Module, kind: type[Swapped]) -> str | None:
         for name, shape in zip(map(_path, NAFBlockParams._fields), wanted, strict=True):
             if parameters[name].shape != shape:
                 return f"{name} is {list(parameters[name].shape)}, not {list(shape)}"
-        # On a small image a local window may cover all of it, so that the proof would not see the difference.
-        if not _pools_globally(module):
-            return "its attention does not pool with AdaptiveAvgPool2d(1), over the whole image"
+        pool = _pool(module)
+        if not pools_globally(pool):
+            return _pool_misfit(pool)
     return None
+
+
+def _pool_misfit(pool: nn.Module | None) -> str | None:
+    """What keeps a pool from being the mean over its window, on images that are larger along either axis."""
+    window = _window(pool)
+    if pool is None or window is None:
+        return "its attention pools neither with AdaptiveAvgPool2d(1) nor over a window that is known (kernel_size)"
+    if getattr(pool, "fast_imp", False):
+        return "its attention pools with TLC's approximation (fast_imp), not with the local mean"
+    pool = copy.deepcopy(pool)
+    random = torch.Generator().manual_seed(0)
+    for size in ((window[0] + 6, 3), (3, window[1] + 5)):
+        x = torch.rand((1, 2, *size), generator=random, dtype=torch.float64)
+        try:
+            agrees = torch.allclose(pool(x), functional.local_mean_2d(x, window), rtol=_TOLERANCE, atol=_TOLERANCE)
+        except Exception as error:
+            return f"its attention's pool could not be tried: {_first_line(error)}"
+        if not agrees:
+            return f"its attention's pool is not the mean over windows of {window[0]} x {window[1]}"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _disagreement(module: nn.Module, kind: type[Swapped]) -> str | None:
@@ -143,6 +179,8 @@ def _disagreement(module: nn.Module, kind: type[Swapped]) -> str | None:
         original = copy.deepcopy(module).to("cpu", torch.float64)
         for dropout in _dropouts(original):
             dropout.p = 0.0
+        if kind is SwappedNAFBlock and not pools_globally(_pool(original)):
+            _pool(original).kernel_size = [4, 3]  # type: ignore[union-attr]  # less than the image below
         random = torch.Generator().manual_seed(0)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for parameter in original.parameters():
@@ -159,7 +197,7 @@ def _disagreement(module: nn.Module, kind: type[Swapped]) -> str | None:
                 if not torch.allclose(got, wanted, rtol=_TOLERANCE, atol=_TOLERANCE):
                     return f"its answers differ by {(got - wanted).abs().max():.1e}"
     except Exception as error:
-        return f"it could not be tried: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        return f"it could not be tried: {_first_line(error)}"
     return None
 
 

@@ -145,7 +145,11 @@ def _gather(
                     weights = tl.load(weights_ptr + at, mask=s < count, other=0.0)
                     out = readout_ptr + n * line + d
                     total = tl.load(out, mask=exists, other=0.0) + tl.sum(weights[:, None] * v, 0)
+                    # Several threads may hold the same element, and one of them stores it: the others must read it
+                    # before that, and next time after.
+                    tl.debug_barrier()
                     tl.store(out, total, mask=exists)
+                    tl.debug_barrier()
 
 
 def forward(

@@ -10,11 +10,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import roofline
+from benchmarks.rivals import UpsampleAdd
 from benchmarks.roofline import Limits, Work
 from r2r import R2R
 from r2r.presets import PRESETS
 from r2r_kernels import functional, reference
-from r2r_kernels.nn import GatedConv2d, LayerNorm2d, NAFBlock, SimpleGate, SlotConv3d
+from r2r_kernels.nn import GatedConv2d, LayerNorm2d, LocalMean2d, NAFBlock, SimpleGate, SlotConv3d
 from tests.conftest import TINY, fill_randomly
 
 N, C, H, W = 2, 8, 12, 10
@@ -52,6 +53,14 @@ def test_flops_of_a_block_with_its_backward_pass() -> None:
 def test_flops_of_depthwise_gate(ops: Any) -> None:
     x, weight, bias = torch.rand(N, 2 * C, H, W), torch.rand(2 * C, 1, 3, 3), torch.rand(2 * C)
     assert flops(lambda: ops.depthwise_gate(x, weight, bias)) == roofline.depthwise_gate(N, 2 * C, H, W, 4).flops
+
+
+def test_upsample_add_and_local_mean_2d() -> None:
+    x, skip = torch.rand(N, 2 * C, H // 2, W // 2), torch.rand(N, C, H, W)
+    module, work = UpsampleAdd(C), roofline.upsample_add(N, C, H, W, 4)
+    assert flops(lambda: module(x, skip)) == work.flops
+    assert seen(module, x, skip) == work.bytes
+    assert seen(LocalMean2d((3, 3)), skip) == roofline.local_mean_2d(N, C, H, W, 4).bytes
 
 
 def test_flops_of_slot_and_gated_convolution() -> None:

@@ -9,8 +9,10 @@ import resource
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -63,7 +65,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_of_every_command_has_an_example() -> None:
     overview = r2r("--help")
     assert overview.returncode == 0
-    for command in ("demo", "train", "restore", "evaluate", "degrade", "bank", "convert", "env"):
+    for command in ("demo", "train", "restore", "evaluate", "degrade", "bank", "convert", "export", "env"):
         assert command in overview.stdout
         page = r2r(command, "--help")
         assert page.returncode == 0
@@ -95,6 +97,15 @@ def test_restore_keeps_folders_and_reports(model: Path, photos: Path, tmp_path: 
     refused(r2r("restore", photos, "--out", tmp_path, "--model", model, "--device", "cuda:9"), "cannot be used")
 
 
+def test_the_kernels_and_the_reference_restore_alike(model: Path, photos: Path, tmp_path: Path) -> None:
+    pixels = []
+    for out, options in (("fast", ()), ("eager", ("--eager",))):
+        result = r2r("restore", photos / "cat.png", "--out", tmp_path / out, "--model", model, *options)
+        assert result.returncode == 0, result.stderr
+        pixels.append(np.asarray(Image.open(tmp_path / out / "cat.png")).astype(int))
+    assert abs(pixels[0] - pixels[1]).max() <= 1
+
+
 def test_degrade_then_evaluate(model: Path, photos: Path, tmp_path: Path) -> None:
     made = r2r("degrade", photos, "--out", tmp_path / "pairs", "--as", "rain", "--seed", "3")
     assert made.returncode == 0, made.stderr
@@ -121,7 +132,7 @@ def test_degrade_then_evaluate(model: Path, photos: Path, tmp_path: Path) -> Non
             }
         )
     )
-    result = r2r("evaluate", several, "--model", model)
+    result = r2r("evaluate", several, "--model", model, "--eager")
     assert result.returncode == 0, result.stderr
     assert "noise 25" in result.stdout
     refused(r2r("evaluate", "--model", model), "give a YAML file of sets, or --task")
@@ -149,7 +160,7 @@ def test_train_with_settings_alone_and_again(photos: Path, tmp_path: Path) -> No
     result = r2r("train", *settings, "--out", tmp_path / "run", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     assert R2R.from_pretrained(tmp_path / "run" / "last").tasks == ("denoise",)
-    again = r2r("train", *settings, "--out", tmp_path / "run", "--device", "cpu")
+    again = r2r("train", *settings, "--out", tmp_path / "run", "--device", "cpu", "--eager")
     assert again.returncode == 0
     assert "going on with" in again.stdout
     refused(r2r("train", *settings, "seed=1", "--out", tmp_path / "run"), "holds a run with seed = 0, now it is 1")
@@ -174,6 +185,57 @@ def test_a_full_disk_is_named_and_loses_nothing(model: Path, photos: Path, tmp_p
     refused(failed, r"cannot write .*last\.ckpt")
     assert not (tmp_path / "run" / "last.ckpt").exists()
     assert not [path for path in (tmp_path / "run").iterdir() if path.suffix == ".ckpt"]
+
+
+WITHOUT_THIS_PACKAGE = """
+import sys
+import torch
+
+program = torch.export.load(sys.argv[1]).module()
+images = torch.load(sys.argv[2])
+torch.save([program(x) for x in images], sys.argv[3])
+assert not any(name.partition(".")[0] in ("r2r", "r2r_kernels") for name in sys.modules)
+"""
+
+
+def test_export_writes_a_program_that_needs_nothing_else(model: Path, tmp_path: Path) -> None:
+    result = r2r("export", model, "--out", tmp_path / "model.pt2")
+    assert result.returncode == 0, result.stderr
+    assert "model.pt2" in result.stdout
+    images = [torch.rand(shape) for shape in ((1, 3, 48, 64), (3, 3, 33, 70), (2, 3, 96, 17), (1, 3, 32, 32))]
+    torch.save(images, tmp_path / "images.pt")
+    files = [tmp_path / name for name in ("model.pt2", "images.pt", "restored.pt")]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THIS_PACKAGE, *map(str, files)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    wanted = R2R.from_pretrained(model)
+    with torch.no_grad():
+        for lq, got in zip(images, torch.load(files[2]), strict=True):
+            torch.testing.assert_close(got, wanted(lq))
+
+    before = (tmp_path / "model.pt2").read_bytes()
+    refused(r2r("export", model, "--out", tmp_path / "model.pt2", largest_file=2000), "cannot write")
+    assert (tmp_path / "model.pt2").read_bytes() == before
+    refused(r2r("export", model, "--out", tmp_path / "model.pth"), r"accepted are files named \*.pt2 and \*.onnx")
+    refused(r2r("export", tmp_path / "none", "--out", tmp_path / "model.pt2"), "no such folder")
+
+
+def test_export_to_onnx(model: Path, tmp_path: Path) -> None:
+    result = r2r("export", model, "--out", tmp_path / "model.onnx")
+    if find_spec("onnx") is None or find_spec("onnxscript") is None:
+        refused(result, "ONNX needs onnx.*: pip install onnx onnxscript")
+        assert not (tmp_path / "model.onnx").exists()
+        return
+    assert result.returncode == 0, result.stderr
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    wanted = R2R.from_pretrained(model)
+    for shape in ((1, 3, 48, 64), (3, 3, 33, 70)):
+        lq = torch.rand(shape)
+        (restored,) = session.run(None, {"lq": lq.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(restored), wanted(lq), rtol=1e-4, atol=1e-5)
 
 
 def test_convert_names_what_is_wrong(tmp_path: Path) -> None:

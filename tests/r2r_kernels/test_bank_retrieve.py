@@ -13,7 +13,7 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import r2r_kernels.functional as F
-from r2r_kernels import reference
+from r2r_kernels import library, reference
 from r2r_kernels.nn import BankRetrieval
 from tests.r2r_kernels.rule import Operator, answers, assert_follows, assert_same_bits
 
@@ -73,13 +73,16 @@ def test_told(name: str, mode: str) -> None:
         assert_follows(operator(counts, task, mode), bank(), torch.float32)
 
 
-def test_values_of_other_tasks_are_not_read() -> None:
+@pytest.mark.parametrize("task", [None, torch.tensor([1, 3, 1])])
+def test_values_of_other_tasks_are_not_read(task: Tensor | None) -> None:
     query, keys, values, scale = bank()
     counts = torch.full((4,), 6)
-    wanted, _ = F.bank_retrieve(query, keys, values, counts, scale, torch.tensor([1, 3, 1]))
-    values[0] = torch.nan
-    values[2] = torch.inf
-    got, _ = F.bank_retrieve(query, keys, values, counts, scale, torch.tensor([1, 3, 1]))
+    wanted, scores = F.bank_retrieve(query, keys, values, counts, scale, task)
+    chosen = scores.argmax(1) if task is None else task
+    others = [t for t in range(4) if t not in chosen]
+    assert others
+    values[others] = torch.nan
+    got, _ = F.bank_retrieve(query, keys, values, counts, scale, task)
     assert torch.equal(got, wanted)
 
 
@@ -178,14 +181,38 @@ def test_bad_input() -> None:
         F.bank_retrieve(query, keys, values, counts[:3], scale)
     with pytest.raises(TypeError, match=r"counts must be an int64 tensor, got torch.float32"):
         F.bank_retrieve(query, keys, values, counts.float(), scale)
+    far = [t.to("meta") for t in (query, keys, values, counts)]
     with pytest.raises(ValueError, match=r"keys must be on cpu as query is, got meta"):
-        F.bank_retrieve(query, keys.to("meta"), values, counts, scale)
+        F.bank_retrieve(query, far[1], values, counts, scale)
+    with pytest.raises(ValueError, match=r"values must be on cpu as query is, got meta"):
+        F.bank_retrieve(query, keys, far[2], counts, scale)
+    with pytest.raises(ValueError, match=r"counts must be on cpu as query is, got meta"):
+        F.bank_retrieve(query, keys, values, far[3], scale)
+    with pytest.raises(ValueError, match=r"scale must be a number or a 0-d float tensor on cpu, .* on meta"):
+        F.bank_retrieve(query, keys, values, counts, scale.to("meta"))
+    with pytest.raises(ValueError, match=r"task must be on cpu as query is, got meta"):
+        F.bank_retrieve(query, keys, values, counts, scale, torch.zeros(3, dtype=torch.int64, device="meta"))
+    with pytest.raises(ValueError, match=r"told tasks must be 0 to 3, got \[0, 4, 1\]"):
+        F.bank_retrieve(far[0], far[1], far[2], far[3], scale.to("meta"), torch.tensor([0, 4, 1]))
     with pytest.raises(TypeError, match=r"values must be torch.float32 as keys are, got torch.bfloat16"):
         F.bank_retrieve(query, keys, values.bfloat16(), counts, scale)
     with pytest.raises(ValueError, match=r'mode must be "hard", "multi" or "soft", got \'best\''):
         F.bank_retrieve(query, keys, values, counts, scale, mode="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"scale must be a number or a 0-d float tensor on cpu"):
         F.bank_retrieve(query, keys, values, counts, torch.ones(2))
+
+
+def test_the_host_never_waits_for_a_device() -> None:
+    """Meta tensors have no values: whatever asks for one raises. The launchers of the kernels are left out."""
+    query, keys, values, scale = (t.to("meta") for t in bank())
+    counts = torch.tensor(UNEVEN, device="meta")
+    for mode in ("hard", "multi", "soft"):
+        for task in (None, 1, torch.tensor([3, 0, 1]), torch.zeros(3, dtype=torch.int64, device="meta")):
+            readout, scores = F.bank_retrieve(query, keys, values, counts, scale, task, mode)
+            told = task.to("meta") if isinstance(task, Tensor) else None
+            *_, weights = library._bank_retrieve(query, keys, values, counts, scale, told, mode)
+            gradients = library._bank_retrieve_backward(readout, scores, query, keys, values, counts, scale, weights)
+            assert [g.shape for g in gradients] == [t.shape for t in (query, keys, values, scale)]
 
 
 @pytest.mark.gpu

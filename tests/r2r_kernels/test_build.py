@@ -67,6 +67,8 @@ def test_a_failed_compile_leaves_a_package_that_works_and_says_why(project: Path
 def test_no_compiler_is_told(project: Path) -> None:
     built = build(project, PATH=str(Path(sys.executable).parent), CXX="")
     assert (built / "r2r_kernels/_C_missing.txt").read_text() == "no C++ compiler was found (set CXX)\n"
+    built = build(project, CXX="/none")
+    assert (built / "r2r_kernels/_C_missing.txt").read_text() == "CXX=/none was not found\n"
 
 
 def test_a_later_build_that_works_takes_the_reason_away(project: Path) -> None:
@@ -109,3 +111,8 @@ def test_the_source_distribution_holds_csrc(project: Path) -> None:
         names = {name.partition("/")[2] for name in tar.getnames()}
     wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").iterdir()}
     assert wanted | {"setup.py", "constraints.txt"} <= names
+
+
+def test_a_build_without_a_compiler_holds_csrc_too(project: Path) -> None:
+    built = build(project, CXX="/none")
+    assert {p.name for p in (ROOT / "csrc").iterdir()} == {p.name for p in (built / "r2r_kernels/csrc").iterdir()}

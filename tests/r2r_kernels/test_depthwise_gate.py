@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import r2r_kernels.functional as F
-from tests.r2r_kernels.rule import FORMATS, SHAPES, assert_follows, assert_same_bits, memory_format
+from tests.r2r_kernels.rule import FORMATS, SHAPES, answers, assert_follows, assert_same_bits, memory_format
 
 
 def operator(ops: ModuleType, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -56,8 +56,35 @@ def test_every_width_has_its_edges_right(width: int) -> None:
         assert_follows(operator, [FORMATS[name](x), weight, bias], torch.float32)
 
 
-def test_an_image_of_several_strips() -> None:
-    assert_follows(operator, inputs((1, 2, 70, 600)), torch.float32)
+@pytest.mark.parametrize("name", ["contiguous", "channels_last"])
+def test_an_image_of_several_strips(name: str) -> None:
+    x, weight, bias = inputs((1, 2, 70, 600))
+    assert_follows(operator, [FORMATS[name](x), weight, bias], torch.float32)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("name", ["contiguous", "channels_last"])
+def test_the_number_of_threads_does_not_change_a_bit(name: str, threads: int) -> None:
+    x, weight, bias = inputs((3, 20, 30, 40))
+    tensors = [FORMATS[name](x), weight, bias]
+    alone = [t for group in answers(operator, F, tensors) for t in group]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        shared = [t for group in answers(operator, F, tensors) for t in group]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
+
+
+def test_gradients_of_any_memory_format() -> None:
+    x, weight, bias = inputs((2, 6, 7, 9))
+    gradient, of_mean = torch.randn(2, 6, 7, 9), torch.randn(2, 6, 1, 1)
+    wanted = torch.ops.r2r.depthwise_gate_backward(gradient, of_mean, x, weight, bias)
+    for make in FORMATS.values():
+        expanded = of_mean[:, :, 0, 0].T.contiguous().T[:, :, None, None]
+        got = torch.ops.r2r.depthwise_gate_backward(make(gradient), expanded, x, weight, bias)
+        assert all(torch.equal(g, w) for g, w in zip(got, wanted, strict=True))
 
 
 def test_opcheck() -> None:

@@ -7,7 +7,9 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,15 +26,18 @@ needs_extension = pytest.mark.skipif(extension.module() is None, reason=f"no ext
 
 
 class Blocks(nn.Module):
-    """Every operator, in one model."""
+    """Every operator on images, in one model."""
 
     def __init__(self) -> None:
         super().__init__()
         self.params = nn.ParameterList(parameters(4))
+        self.up = nn.Parameter(torch.randn(8, 4, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         params = NAFBlockParams(*self.params)
-        x = F.naf_block(x, params)
+        x = F.naf_block(x, params) + F.naf_block(x, params, window=(3, 2)) + F.local_mean_2d(x, (2, 3))
+        x = F.upsample_add(x, self.up, torch.cat((x, x), dim=3).unfold(3, 2, 2).mean(-1).repeat(1, 1, 2, 2)[:, :2])
+        x = torch.cat((x, x), dim=1)
         hidden = torch.cat((x, F.layer_norm_2d(x, params.norm1_weight, params.norm1_bias)), dim=1)
         gated, mean = F.depthwise_gate(hidden, params.conv2_weight, params.conv2_bias)
         return F.simple_gate(torch.cat((gated * mean, x), dim=1))
@@ -66,6 +71,7 @@ TRITON_PROGRAM = """
 import torch
 import r2r_kernels.functional as F
 from r2r_kernels import library, reference
+from r2r_kernels.nn import NAFBlock
 from r2r_kernels.reference import NAFBlockParams
 from tests.r2r_kernels.rule import FORMATS, answers, parameters
 
@@ -77,12 +83,23 @@ operators = {
     "simple_gate": (lambda ops, t: (ops.simple_gate(*t),), [x]),
     "depthwise_gate": (lambda ops, t: ops.depthwise_gate(*t), [x, params[4][:8], params[5][:8]]),
     "naf_block": (lambda ops, t: (ops.naf_block(t[0], NAFBlockParams(*t[1:])),), [x, *params]),
+    "local": (lambda ops, t: (ops.naf_block(t[0], NAFBlockParams(*t[1:]), window=(3, 2)),), [x, *params]),
+    "local_mean_2d": (lambda ops, t: (ops.local_mean_2d(*t, (2, 3)),), [x]),
+    "upsample_add": (lambda ops, t: (ops.upsample_add(*t),), [x, torch.randn(16, 8, 1, 1), torch.randn(2, 4, 10, 12)]),
 }
 for name, (operator, (images, *rest)) in operators.items():
     for memory_format in ("contiguous", "channels_last"):
         tensors = [FORMATS[memory_format](images), *rest]
         for got, wanted in zip(answers(operator, F, tensors), answers(operator, reference, tensors), strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+block = NAFBlock(8)
+with torch.no_grad():
+    for parameter in block.parameters():
+        parameter.normal_(std=0.3)
+    folded = block.fold(torch.float32)
+    assert folded is not None
+    torch.testing.assert_close(folded(x), block(x), rtol=1e-4, atol=1e-4)
+    assert folded(x[:0]).shape == (0, 8, 5, 6)
 print("all agree")
 """
 
@@ -95,7 +112,7 @@ def test_triton_is_wired_in() -> None:
 NATIVE_PROGRAM = """
 import sys
 import torch
-from r2r_kernels import extension
+from r2r_kernels import extension, functional, reference
 from r2r_kernels.reference import NAFBlockParams
 from tests.r2r_kernels.rule import FORMATS, assert_follows, parameters
 
@@ -107,11 +124,16 @@ operators = [
     (lambda ops, t: (ops.simple_gate(*t),), [x[:, 1:]]),
     (lambda ops, t: ops.depthwise_gate(*t), [x[:, 1:], params[4][:22], params[5][:22]]),
     (lambda ops, t: (ops.naf_block(t[0], NAFBlockParams(*t[1:])),), [x, *params]),
+    (lambda ops, t: (ops.local_mean_2d(*t, (4, 9)),), [x]),
+    (lambda ops, t: (ops.upsample_add(*t),), [x[:, 1:], torch.randn(44, 22, 1, 1) / 5, torch.randn(1, 11, 20, 74)]),
 ]
 for operator, (images, *rest) in operators:
     for memory_format in ("contiguous", "channels_last"):
         for dtype in (torch.float32, torch.bfloat16):
             assert_follows(operator, [FORMATS[memory_format](images), *rest], dtype)
+    block = NAFBlockParams(*params)
+    got, wanted = (ops.naf_block(FORMATS[memory_format](x), block, window=(4, 9)) for ops in (functional, reference))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 print("all follow")
 """
 
@@ -161,7 +183,10 @@ def test_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert F.naf_block(x, params).dtype == torch.bfloat16  # as a convolution
         assert F.depthwise_gate(x, params.conv2_weight[:4], params.conv2_bias[:4])[0].dtype == torch.bfloat16
+        assert F.upsample_add(x, torch.randn(8, 4, 1, 1), torch.randn(1, 2, 12, 10)).dtype == torch.bfloat16
+        assert F.naf_block(x, params, window=(2, 2)).dtype == torch.bfloat16
         assert F.layer_norm_2d(x, weight, bias).dtype == torch.float32  # as its input
+        assert F.local_mean_2d(x, (2, 2)).dtype == torch.float32
         assert F.layer_norm_2d(x.bfloat16(), weight, bias).dtype == torch.bfloat16
         weight.requires_grad_()
         F.naf_block(x, params).sum().backward()
@@ -172,12 +197,18 @@ def test_autocast() -> None:
 def test_flops_are_those_of_plain_pytorch() -> None:
     x = torch.randn(2, 8, 6, 5)
     model = NAFBlock(8, eager=True)
-    counts = []
-    for ops in (F, reference):
+    weight, skip = torch.randn(16, 8, 1, 1), torch.randn(2, 4, 12, 10)
+
+    def count(call: Callable[[], Any]) -> int:
         with FlopCounterMode(display=False) as counter:
-            ops.naf_block(x, model.params())
-        counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1] > 0
+            call()
+        return counter.get_total_flops()
+
+    assert count(lambda: F.naf_block(x, model.params())) == count(lambda: reference.naf_block(x, model.params())) > 0
+    assert count(lambda: F.upsample_add(x, weight, skip)) == count(lambda: reference.upsample_add(x, weight, skip)) > 0
+    local = count(lambda: F.naf_block(x, model.params(), window=(2, 2)))
+    pooling = count(lambda: reference.local_mean_2d(x, (2, 2)))  # in plain PyTorch a matrix product, here additions
+    assert local == count(lambda: reference.naf_block(x, model.params(), window=(2, 2))) - pooling
 
 
 def test_a_second_derivative_is_refused() -> None:

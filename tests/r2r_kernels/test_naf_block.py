@@ -11,12 +11,27 @@ from torch import Tensor
 from torch.library import opcheck
 
 import r2r_kernels.functional as F
+from r2r_kernels import reference
 from r2r_kernels.reference import NAFBlockParams
-from tests.r2r_kernels.rule import FORMATS, SHAPES, assert_follows, assert_same_bits, memory_format, parameters
+from tests.r2r_kernels.rule import (
+    FORMATS,
+    SHAPES,
+    Operator,
+    answers,
+    assert_follows,
+    assert_same_bits,
+    error,
+    memory_format,
+    parameters,
+)
 
 
 def operator(ops: ModuleType, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (ops.naf_block(tensors[0], NAFBlockParams(*tensors[1:]), 1e-6),)
+
+
+def local(ops: ModuleType, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (ops.naf_block(tensors[0], NAFBlockParams(*tensors[1:]), 1e-6, (5, 4)),)
 
 
 def inputs(shape: tuple[int, int, int, int]) -> list[Tensor]:
@@ -32,6 +47,33 @@ def test_follows_the_reference(shape: tuple[int, int, int, int], dtype: torch.dt
         assert_follows(operator, [FORMATS[name](x), *rest], dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_local_attention_follows_too(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    x, *rest = inputs(shape)
+    for name in ("contiguous", "channels_last"):
+        assert_follows(local, [FORMATS[name](x), *rest], dtype)
+        fused = assert_inference_follows(local, [FORMATS[name](x), *rest], dtype)
+        assert fused.is_contiguous(memory_format=memory_format(FORMATS[name](x)))
+
+
+def assert_inference_follows(operator: Operator, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Without gradients another implementation may run."""
+    rounded = [t.to(dtype) for t in tensors]
+    exact, plain = (operator(reference, [t.to(kind) for t in rounded])[0] for kind in (torch.float64, dtype))
+    got = operator(F, rounded)[0]
+    assert (got.shape, got.dtype) == (plain.shape, plain.dtype)
+    assert error([got], [exact]) <= max(2 * error([plain], [exact]), torch.finfo(dtype).eps)
+    assert torch.equal(operator(F, rounded)[0], got)
+    return got
+
+
+def test_a_window_around_the_whole_image_is_the_plain_block() -> None:
+    x, *rest = inputs((1, 8, 5, 4))
+    assert torch.equal(local(F, [x, *rest])[0], operator(F, [x, *rest])[0])
+    torch.testing.assert_close(local(reference, [x, *rest]), operator(reference, [x, *rest]))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_answers_in_the_memory_format_of_x(name: str) -> None:
     x, *rest = inputs((2, 8, 6, 5))
@@ -45,7 +87,7 @@ def test_two_runs_give_the_same_bits() -> None:
     assert_same_bits(operator, inputs((2, 32, 40, 70)))
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 5, 6), (1, 4, 1, 1), (1, 4, 1, 9), (1, 4, 9, 1)])
+@pytest.mark.parametrize("shape", [(0, 4, 5, 6), (1, 4, 1, 1), (1, 4, 1, 9), (1, 4, 9, 1), (3, 40, 1, 70)])
 def test_small_and_empty_batches(shape: tuple[int, int, int, int]) -> None:
     assert_follows(operator, inputs(shape), torch.float32)
 
@@ -60,15 +102,33 @@ def test_tiles_strips_and_ragged_channels(shape: tuple[int, int, int, int], dtyp
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_number_of_threads_does_not_change_a_bit(threads: int, dtype: torch.dtype) -> None:
-    x, *rest = (t.to(dtype) for t in inputs((1, 24, 30, 40)))
-    alone = operator(F, [x, *rest])[0]
+@pytest.mark.parametrize("shape", [(1, 24, 30, 40), (5, 20, 64, 66)])
+def test_the_number_of_threads_does_not_change_a_bit(
+    shape: tuple[int, int, int, int], threads: int, dtype: torch.dtype
+) -> None:
+    tensors = [t.to(dtype) for t in inputs(shape)]
+    alone = [t for group in answers(operator, F, tensors) for t in group]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert torch.equal(operator(F, [x, *rest])[0], alone)
+        shared = [t for group in answers(operator, F, tensors) for t in group]
     finally:
         torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_groups_of_images_and_the_last_smaller_one(dtype: torch.dtype) -> None:
+    assert_follows(operator, inputs((5, 20, 64, 66)), dtype)  # the backward takes two of them at a time
+
+
+def test_gradients_of_any_memory_format() -> None:
+    x, *rest = inputs((2, 6, 7, 9))
+    gradient, nothing = torch.randn(2, 6, 7, 9), x.new_empty(0, 6)
+    wanted = torch.ops.r2r.naf_block_backward(gradient, x, nothing, rest, 1e-6)
+    for make in FORMATS.values():
+        got = torch.ops.r2r.naf_block_backward(make(gradient), x, nothing, rest, 1e-6)
+        assert all(torch.equal(g, w) for g, w in zip(got, wanted, strict=True))
 
 
 def test_large_activations_in_half_precision() -> None:
@@ -96,7 +156,9 @@ def test_opcheck() -> None:
         x = FORMATS[name](x)
         with torch.no_grad():
             opcheck(torch.ops.r2r.naf_block_training.default, (x, rest, 1e-6))
+            opcheck(torch.ops.r2r.local_naf_block.default, (x, rest, 1e-6, [3, 2]))
         opcheck(torch.ops.r2r.naf_block.default, (x.requires_grad_(), [p.requires_grad_() for p in rest], 1e-6))
+        opcheck(torch.ops.r2r.local_naf_block.default, (x, rest, 1e-6, [3, 2]))
         with torch.no_grad():
             opcheck(torch.ops.r2r.naf_block_backward.default, (x.detach(), x.detach(), x.new_empty(0, 4), rest, 1e-6))
 
@@ -107,5 +169,9 @@ def test_bad_input() -> None:
         F.naf_block(torch.randn(2, 5, 5, 4), NAFBlockParams(*rest))
     with pytest.raises(ValueError, match=r"params must be the 18 of NAFBlockParams, got 17"):
         F.naf_block(x, rest[:-1])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"params must be a NAFBlockParams, got Tensor"):
+        F.naf_block(x, rest[0])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"gamma must be torch.float32 as x is, got torch.float16"):
         F.naf_block(x, NAFBlockParams(*rest)._replace(gamma=rest[-1].half()))
+    with pytest.raises(ValueError, match=r"window must be \(height, width\), both 1 or more, got \(0, 3\)"):
+        F.naf_block(x, NAFBlockParams(*rest), window=(0, 3))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r2r_kernels.nn import LayerNorm2d, NAFBlock, SimpleGate
+from r2r_kernels.nn import LayerNorm2d, LocalMean2d, NAFBlock, SimpleGate
 
 EAGER = pytest.mark.parametrize("eager", [False, True])
 
@@ -56,3 +56,22 @@ def test_dropout_drops_in_training_alone(eager: bool) -> None:
     torch.manual_seed(3)
     torch.testing.assert_close(dropping.train()(x), wanted)
     assert not torch.allclose(dropping(x), wanted)
+
+
+@EAGER
+def test_a_replaced_pool_is_obeyed(eager: bool) -> None:
+    local, other, by_hand = block(eager), block(eager), block(True)
+    for made in (local, other):
+        made.load_state_dict(by_hand.state_dict())
+    local.sca[0] = LocalMean2d((3, 2), eager=eager)
+    other.sca[0] = torch.nn.AdaptiveMaxPool2d(1)
+    x = torch.randn(2, 6, 7, 5)
+
+    def wanted(pool: torch.nn.Module) -> Tensor:
+        b = by_hand
+        h = SimpleGate()(b.conv2(b.conv1(b.norm1(x))))
+        y = x + b.conv3(h * b.sca[1](pool(h))) * b.beta
+        return y + b.conv5(SimpleGate()(b.conv4(b.norm2(y)))) * b.gamma
+
+    torch.testing.assert_close(local(x), wanted(LocalMean2d((3, 2), eager=True)))
+    torch.testing.assert_close(other(x), wanted(torch.nn.AdaptiveMaxPool2d(1)))

@@ -43,6 +43,26 @@ def test_naf_block(ops: ModuleType) -> None:
 
 
 @BOTH
+def test_local_naf_block(ops: ModuleType) -> None:
+    params = [p.double().requires_grad_() for p in parameters(2)]
+
+    def block(x: Tensor, *p: Tensor) -> Tensor:
+        return ops.naf_block(x, NAFBlockParams(*p), window=(2, 3))
+
+    assert gradcheck(block, (random(1, 2, 3, 4), *params))
+
+
+@BOTH
+def test_local_mean_2d(ops: ModuleType) -> None:
+    assert gradcheck(lambda x: ops.local_mean_2d(x, (2, 3)), (random(2, 2, 4, 5),))
+
+
+@BOTH
+def test_upsample_add(ops: ModuleType) -> None:
+    assert gradcheck(ops.upsample_add, (random(2, 4, 2, 3), random(8, 4, 1, 1), random(2, 2, 4, 6)))
+
+
+@BOTH
 @pytest.mark.parametrize("mode", ["hard", "multi", "soft"])
 def test_bank_retrieve(ops: ModuleType, mode: str) -> None:
     counts = torch.tensor([3, 2])

@@ -84,14 +84,48 @@ class NAFNet(nn.Module):
 
 
 class LocalPool(nn.Module):
-    """A local window's mean in place of the image's, as TLC puts into `sca`."""
+    """A local window's mean in place of the image's, as TLC puts into `sca`, but of a window that nobody can see."""
+
+    def __init__(self, window: int = 32) -> None:
+        super().__init__()
+        self.window = window
 
     def forward(self, x: Tensor) -> Tensor:
-        window = [min(32, s) for s in x.shape[2:]]
-        pooled = F.avg_pool2d(x, window, stride=1)
-        spare = [s - p for s, p in zip(x.shape[2:], pooled.shape[2:], strict=True)]
-        pads = [spare[1] // 2, spare[1] - spare[1] // 2, spare[0] // 2, spare[0] - spare[0] // 2]
-        return F.pad(pooled, pads, mode="replicate")
+        return pooled(x, (self.window, self.window))
+
+
+def pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
+    mean = F.avg_pool2d(x, [min(k, s) for k, s in zip(size, x.shape[2:], strict=True)], stride=1)
+    spare = [s - p for s, p in zip(x.shape[2:], mean.shape[2:], strict=True)]
+    return F.pad(mean, [n for s in reversed(spare) for n in (s // 2, (s + 1) // 2)], mode="replicate")
+
+
+class AvgPool2d(nn.Module):
+    """The pool of NAFNet's local variant, by its attributes: the window comes with the first image that it sees."""
+
+    def __init__(self, base_size: int, train_size: tuple[int, ...], fast_imp: bool = False, factor: float = 1) -> None:
+        super().__init__()
+        self.kernel_size: list[int] | None = None
+        self.base_size, self.train_size, self.auto_pad, self.fast_imp = base_size, train_size, True, fast_imp
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel_size is None:
+            pairs = zip(x.shape[2:], self.train_size[2:], strict=True)
+            self.kernel_size = [s * self.base_size // t for s, t in pairs]
+        if self.kernel_size[0] >= x.shape[2] and self.kernel_size[1] >= x.shape[3]:
+            return F.adaptive_avg_pool2d(x, 1)
+        return pooled(x, (self.kernel_size[0], self.kernel_size[1])) * self.factor
+
+
+def local(model: NAFNet, **options: Any) -> NAFNet:
+    """As NAFNet's Local_Base.convert: the pools replaced, and an image of the training size seen."""
+    size = (1, 3, 16, 16)
+    for block in [m for m in model.modules() if isinstance(m, NAFBlock)]:
+        block.sca[0] = AvgPool2d(24, size, **options)
+    with torch.no_grad():
+        model(torch.rand(size))
+    return model
 
 
 def modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -153,17 +187,65 @@ def test_dropout_is_honoured() -> None:
     torch.testing.assert_close(model.eval()(x), evaluated)
 
 
-def test_local_attention_keeps_its_blocks_and_swaps_what_is_in_them() -> None:
-    model = NAFNet()
-    for block in [m for m in model.modules() if isinstance(m, NAFBlock)]:
-        block.sca[0] = LocalPool()
+def test_local_attention_is_swapped() -> None:
+    model = local(NAFNet())
+    before = modules(model)
+    images = [torch.rand(1, 3, *size) for size in ((80, 72), (20, 60), (16, 16))]  # windows of 24, 12 and 6
+    wanted = [model(x) for x in images]
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(model(images[0]).square().sum(), parameters)
+    swaps = r2r_kernels.accelerate(model)
+    assert list(swaps.swapped.values()) == 7 * ["NAFBlock"]
+    assert not swaps.left
+    for x, y in zip(images, wanted, strict=True):
+        torch.testing.assert_close(model(x), y)
+        with torch.inference_mode():
+            torch.testing.assert_close(model(x), y)
+    got = torch.autograd.grad(model(images[0]).square().sum(), parameters)
+    torch.testing.assert_close(got, gradients, rtol=1e-3, atol=1e-3)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images[0]), wanted[0])
+    assert len(r2r_kernels.decelerate(model)) == 7
+    after = modules(model)
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    assert torch.equal(model(images[0]), wanted[0])
+
+
+def test_a_swapped_pool_is_obeyed_in_what_it_says_later() -> None:
+    model = local(NAFNet())
+    r2r_kernels.accelerate(model)
+    for name, pool in model.named_modules():
+        if name.endswith("sca.0"):
+            pool.kernel_size = [5, 7]
+    other = copy.deepcopy(model)
+    r2r_kernels.decelerate(other)
+    x = torch.rand(1, 3, 40, 36)
+    torch.testing.assert_close(model(x), other(x))
+
+
+@pytest.mark.parametrize(
+    ("pool", "reason"),
+    [
+        (LocalPool(), "nor over a window that is known"),
+        (AvgPool2d(24, (1, 3, 16, 16)), "nor over a window that is known"),  # has not seen an image
+        ({"fast_imp": True}, "TLC's approximation"),
+        ({"factor": 1.001}, "is not the mean over windows of 6 x 6"),
+    ],
+)
+def test_other_local_attention_keeps_its_blocks_and_swaps_what_is_in_them(pool: Any, reason: str) -> None:
+    model = NAFNet() if isinstance(pool, nn.Module) else local(NAFNet(), **pool)
+    if isinstance(pool, nn.Module):
+        for block in [m for m in model.modules() if isinstance(m, NAFBlock)]:
+            block.sca[0] = copy.deepcopy(pool)
     x = torch.rand(1, 3, 80, 72)
-    wanted = model(x)
+    untouched = copy.deepcopy(model)
     swaps = r2r_kernels.accelerate(model)
     assert sorted(swaps.swapped.values()) == 14 * ["LayerNorm2d"] + 7 * ["SimpleGate"]
-    assert "does not pool with AdaptiveAvgPool2d(1)" in swaps.left["middle_blks.0"]
+    assert reason in swaps.left["middle_blks.0"]
     assert isinstance(model.middle_blks[0].norm1, SwappedLayerNorm2d)
     assert isinstance(model.middle_blks[0].sg, SwappedSimpleGate)
+    wanted = untouched(x)
     torch.testing.assert_close(model(x), wanted)
     assert len(r2r_kernels.decelerate(model)) == 21
     assert torch.equal(model(x), wanted)

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-OPERATORS = ["layer_norm_2d", "simple_gate", "depthwise_gate", "naf_block", "upsample_add", "local_mean_2d"]
+OPERATORS = [
+    "layer_norm_2d",
+    "simple_gate",
+    "depthwise_gate",
+    "naf_block",
+    "upsample_add",
+    "local_mean_2d",
+    "bank_retrieve",
+    "slot_conv",
+]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs these tests itself")

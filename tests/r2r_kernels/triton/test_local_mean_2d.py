@@ -36,3 +36,12 @@ def test_walks_meet(device: str) -> None:
 def test_empty_batch(device: str) -> None:
     x = torch.empty(0, 3, 5, 7, device=device)
     assert local_mean_2d.forward(x, (3, 3)).shape == x.shape
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_31_elements(gpu: str) -> None:
+    x = torch.randn(1, 8, 16384, 16400, device=gpu, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    y = local_mean_2d.forward(x, (3, 5))
+    assert y.numel() > 2**31
+    end = reference(x[:, :, -16:, -16:].float(), (3, 5))[:, :, 4:, 4:]
+    torch.testing.assert_close(y[:, :, -12:, -12:].float(), end, rtol=2e-2, atol=2e-2)

@@ -34,3 +34,14 @@ def test_empty_batch(device: str) -> None:
     dx, dweight, _ = upsample_add.backward(skip, x, weight)
     assert dx.shape == x.shape
     assert not dweight.any()
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_31_elements(gpu: str) -> None:
+    x = torch.randn(1, 32, 6144, 5632, device=gpu, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    skip = torch.randn(1, 16, 12288, 11264, device=gpu, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    weight = torch.randn(64, 32, 1, 1, device=gpu, dtype=torch.bfloat16) / 6
+    y = upsample_add.forward(x, weight, skip)
+    assert y.numel() > 2**31
+    end = reference(x[:, :, -4:, -4:].float(), weight.float(), skip[:, :, -8:, -8:].float())
+    torch.testing.assert_close(y[:, :, -8:, -8:].float(), end, rtol=2e-2, atol=2e-2)

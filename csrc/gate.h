@@ -1,0 +1,74 @@
+// What one element of the gated convolution means (R2R, section 3.4): z = grouped convolution of (x, prior) + bias,
+// gate = sigmoid(z), y = x + gate * (prior - x), and its gradients. Templates on the value's type: vectors of floats on a
+// CPU (gated_conv.h), a float on a GPU (gated_conv_cuda.cu), where only the exponential differs.
+//
+// A convolution of K x K has 2 K K taps a channel: those of x, then those of the prior.
+#pragma once
+
+#if defined(__CUDACC__)
+#define R2R_INLINE __device__ __forceinline__
+#define R2R_UNROLL _Pragma("unroll")
+#else
+#define R2R_INLINE inline __attribute__((always_inline))
+#define R2R_UNROLL _Pragma("GCC unroll 9")
+#include "vec.h"
+#endif
+
+namespace r2r::R2R_ISA {
+
+#if defined(__CUDACC__)
+R2R_INLINE float exponential(float x) {
+  return __expf(x);
+}
+#else
+// 2^t with t = x / ln(2): 2^floor(t) times a polynomial of what is left, whose relative error is 1e-7; that of t's rounding
+// is |x| times 6e-8. Of a sigmoid both are lost in the rounding of 1 + e^x. NaN stays.
+R2R_INLINE vec exponential(vec x) {
+  vec t = x * 1.44269504f;
+#if defined(__AVX512F__)
+  const vec r = (vec)_mm512_maskz_reduce_ps((__mmask16)-1, (__m512)t, 1);
+#else
+  t = t < -126.0f ? splat(-126.0f) : t;
+  t = t > 127.0f ? splat(127.0f) : t;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, held in the low bits
+  const vec shifted = (t - 0.5f) + magic, r = t - (shifted - magic);
+#endif
+  vec p = splat(1.8775767e-3f);
+  p = p * r + 8.9893397e-3f;
+  p = p * r + 5.5826318e-2f;
+  p = p * r + 2.4015361e-1f;
+  p = p * r + 6.9315308e-1f;
+  p = p * r + 9.9999994e-1f;
+#if defined(__AVX512F__)
+  return (vec)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)t);
+#else
+  return (vec)((ivec)p + ((ivec)shifted << 23));
+#endif
+}
+#endif
+
+template <class V>
+R2R_INLINE V sigmoid(V z) {
+  return 1.0f / (1.0f + exponential(-z));
+}
+
+template <class V>
+R2R_INLINE V blend(V x, V prior, V gate) {
+  return x + gate * (prior - x);
+}
+
+// Gradient of z, given that of y.
+template <class V>
+R2R_INLINE V gate_gradient(V dy, V x, V prior, V gate) {
+  return dy * (prior - x) * gate * (1.0f - gate);
+}
+
+// start + the K x K taps on what read(row, column) gives at these offsets; sign -1 is the convolution's adjoint.
+template <int K, class V, class Tap, class Read>
+R2R_INLINE V convolve(V start, int sign, const Tap& tap, const Read& read) {
+  R2R_UNROLL
+  for (int t = 0; t < K * K; t++) start += tap(t) * read(sign * (t / K - K / 2), sign * (t % K - K / 2));
+  return start;
+}
+
+}  // namespace r2r::R2R_ISA

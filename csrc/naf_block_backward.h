@@ -1,0 +1,313 @@
+// Backward of a NAF block from its input alone, in sweeps over panels with the depthwise gate and its backward between:
+// norm and conv1 again; the second half, made again and taken back pixel by pixel; norm and conv1 taken back.
+//
+// Weight gradients are sums over pixels of products of channels: a panel of one factor is transposed, so that vectors hold
+// channels, and ROWS channels of the other are multiplied with it.
+#pragma once
+
+#include "layer_norm_2d.h"
+#include "naf_block.h"
+
+namespace r2r::R2R_ISA {
+
+// epilogue(row, pixel, vector of weight @ x) for the panels of `pixels` pixels, the weights of ROWS rows at a time.
+template <class Epilogue>
+inline void multiply_panels(
+    const float* weight, int64_t rows, int64_t depth, const float* x, int64_t pixels, const Epilogue& epilogue) {
+  const int64_t groups = (rows + ROWS - 1) / ROWS;
+  for (int64_t g = 0; g < groups; g++) {
+    const int64_t r = rows * g / groups, end = rows * (g + 1) / groups, pairs = (end - r + 1) / 2;
+    const int64_t second = end - pairs;  // an odd number of rows computes the middle one twice
+    for (int64_t first = 0; first < pixels; first += PANEL) {
+      multiply_panel(
+          pairs, weight + r * depth, weight + second * depth, depth, x + first * depth, pixels - first,
+          [&](auto& sums, int step) __attribute__((always_inline)) {
+            constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
+#pragma GCC unroll 16
+            for (int i = 0; i < M; i++) {
+              if (i == M / 2 && second < r + M / 2) continue;
+              const int64_t row = i < M / 2 ? r + i : second + i - M / 2;
+#pragma GCC unroll 2
+              for (int v = 0; v < V; v++) epilogue(row, first + (step + v) * WIDTH, sums[i][v]);
+            }
+          });
+    }
+  }
+}
+
+// Where pixel `pixel` of channel c lies in panels of `channels` channels.
+inline int64_t place(int64_t c, int64_t channels, int64_t pixel) {
+  return (pixel / PANEL * channels + c) * PANEL + pixel % PANEL;
+}
+
+// Panels of `pixels` pixels; of a plane, all of them at once.
+template <class T>
+inline void fill_panels(const Images<const T>& x, int64_t n, int64_t start, int64_t pixels, float* panels) {
+  if (x.channels_last || pixels % PANEL) {
+    for (int64_t first = 0; first < pixels; first += PANEL) {
+      fill(x, n, start + first, least(PANEL, pixels - first), panels + first * x.channels);
+    }
+    return;
+  }
+  for (int64_t c = 0; c < x.channels; c++) {
+    const T* plane = x.image(n) + c * x.pixels + start;
+    for (int64_t p = 0; p < pixels; p += WIDTH) store(panels + place(c, x.channels, p), load(plane + p));
+  }
+}
+
+template <class T>
+inline void spill_panels(const float* panels, const Images<T>& y, int64_t n, int64_t start, int64_t pixels) {
+  if (y.channels_last) {
+    for (int64_t first = 0; first < pixels; first += PANEL) {
+      spill(panels + first * y.channels, y, n, start + first, least(PANEL, pixels - first));
+    }
+    return;
+  }
+  for (int64_t c = 0; c < y.channels; c++) {
+    T* plane = y.image(n) + c * y.pixels + start;
+    for (int64_t p = 0; p < pixels; p += WIDTH) store_upto(plane + p, load(panels + place(c, y.channels, p)), pixels - p);
+  }
+}
+
+inline void add_panels(const float* from, float* to, int64_t channels, int64_t pixels) {
+  for (int64_t i = 0; i < panels(pixels) * PANEL * channels; i += WIDTH) store(to + i, load(to + i) + load(from + i));
+}
+
+// The panels of `pixels` pixels as blocks of WIDTH channels, each [pixels, WIDTH]; of the last block's, some are 0.
+inline void transpose_panels(const float* panels, int64_t channels, int64_t pixels, float* blocks) {
+  for (int64_t c = 0; c < channels; c += WIDTH) {
+    for (int64_t first = 0; first < pixels; first += PANEL) {
+      transpose_rows(
+          panels + place(c, channels, first), PANEL, blocks + c * pixels + first * WIDTH, WIDTH,
+          least(WIDTH, channels - c), least(PANEL, pixels - first), WIDTH);
+    }
+  }
+}
+
+template <int M, int V>
+inline void add_products_of_rows(
+    const float* rows, int64_t panel, const float* blocks, int64_t pixels, float* sums, int64_t stride) {
+  vec products[M][V] = {};
+  for (int64_t first = 0; first < pixels; first += PANEL) {
+    const int64_t count = least(PANEL, pixels - first);
+    const float *row = rows + first / PANEL * panel, *block = blocks + first * WIDTH;
+    for (int64_t k = 0; k < count; k++) {
+      vec x[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) x[v] = load(block + (v * pixels + k) * WIDTH);
+#pragma GCC unroll 16
+      for (int i = 0; i < M; i++) {
+        const float value = row[i * PANEL + k];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; v++) products[i][v] += value * x[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) {
+      float* to = sums + i * stride + v * WIDTH;
+      store(to, load(to) + products[i][v]);
+    }
+  }
+}
+
+template <int M, int V>
+inline void add_products_of(
+    int64_t count, const float* rows, int64_t panel, const float* blocks, int64_t pixels, float* sums, int64_t stride) {
+  if (count == M) {
+    add_products_of_rows<M, V>(rows, panel, blocks, pixels, sums, stride);
+  } else if constexpr (M > 1) {
+    add_products_of<M - 1, V>(count, rows, panel, blocks, pixels, sums, stride);
+  }
+}
+
+// sums [channels, padded(others)] += the products of every channel of the panels with every channel of the blocks, summed
+// over pixels; lanes [channels, LANES] += the panels.
+inline void add_products(
+    const float* panels, int64_t channels, const float* blocks, int64_t others, int64_t pixels, float* sums, float* lanes) {
+  const int64_t stride = padded(others), groups = (channels + ROWS - 1) / ROWS;
+  for (int64_t c = 0; c < others; c += 2 * WIDTH) {
+    for (int64_t g = 0; g < groups; g++) {
+      const int64_t r = channels * g / groups, count = channels * (g + 1) / groups - r;
+      const float *rows = panels + r * PANEL, *block = blocks + c * pixels;
+      float* to = sums + r * stride + c;
+      if (c + WIDTH < others) {
+        add_products_of<ROWS, 2>(count, rows, channels * PANEL, block, pixels, to, stride);
+      } else {
+        add_products_of<ROWS, 1>(count, rows, channels * PANEL, block, pixels, to, stride);
+      }
+    }
+  }
+  for (int64_t c = 0; c < channels; c++) {
+    vec total{};
+    for (int64_t pixel = 0; pixel < pixels; pixel += WIDTH) total += load(panels + place(c, channels, pixel));
+    store(lanes + c * LANES, load(lanes + c * LANES) + total);
+  }
+}
+
+// Norm and conv1 of panels [begin, end) of image n, to op.hidden.
+template <class T>
+void naf_block_hidden(const NAFBlockBackward<T>& op, int64_t n, int64_t begin, int64_t end, float* scratch) {
+  const NAFBlockWeights& w = op.weights;
+  const int64_t channels = op.x.channels, most = backward_panels(channels);
+  T* hidden = op.hidden + n * 2 * channels * op.x.pixels;
+  for (int64_t i = begin; i < end; i += most) {
+    const int64_t start = i * PANEL, pixels = least(least(end - i, most) * PANEL, op.x.pixels - start);
+    fill_panels(op.x, n, start, pixels, scratch);
+    for (int64_t first = 0; first < pixels; first += PANEL) {
+      float* panel = scratch + first * channels;
+      normalise(panel, panel, channels, w.norm1_weight, w.norm1_bias, op.eps);
+    }
+    multiply_panels(
+        w.conv1_weight, 2 * channels, channels, scratch, pixels,
+        [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+          store_upto(hidden + row * op.x.pixels + start + pixel, value + w.conv1_bias[row], pixels - pixel);
+        });
+  }
+}
+
+// The second half of panels [begin, end) of image n, from the gated channels: op.dy gets the gradient of the second half's
+// residual, op.gated that of what the attention scaled, dattention [channels] that of the attention, from these panels.
+template <class T>
+void naf_block_second_backward(
+    const NAFBlockBackward<T>& op, int64_t n, const float* attention, int64_t begin, int64_t end, float* dattention,
+    const NAFBlockSums& sums, float* scratch) {
+  const NAFBlockWeights& w = op.weights;
+  const int64_t channels = op.x.channels, most = backward_panels(channels), size = most * PANEL * channels;
+  const Images<const T> gated{op.gated, channels, op.x.pixels, false};
+  const Images<T> residual{op.dy, channels, op.x.pixels, false};
+  T* dattended = op.gated + n * channels * op.x.pixels;
+  float *y = scratch, *normed = y + size, *hidden = normed + size, *gate = hidden + 2 * size, *dy = gate + size;
+  float *first_half = dy + size, *blocks = first_half + size, *lanes = blocks + most * PANEL * padded(channels);
+  for (int64_t c = 0; c < channels; c++) store(lanes + c * LANES, vec{});
+  vec mean[MOST_BACKWARD_PANELS][STEPS], rstd[MOST_BACKWARD_PANELS][STEPS];
+
+  for (int64_t i = begin; i < end; i += most) {
+    const int64_t start = i * PANEL, pixels = least(least(end - i, most) * PANEL, op.x.pixels - start);
+    const auto attend = [&](float* to) {
+      for (int64_t first = 0; first < pixels; first += PANEL) {
+        for (int64_t c = 0; c < channels; c++) {
+          const int64_t at = place(c, channels, first);
+          for (int s = 0; s < STEPS; s++) store(to + at + s * WIDTH, load(first_half + at + s * WIDTH) * attention[c]);
+        }
+      }
+    };
+    fill_panels(op.x, n, start, pixels, normed);
+    fill_panels(gated, n, start, pixels, first_half);
+    fill_panels(op.dz, n, start, pixels, dy);
+    attend(gate);
+    residual_convolution(w.conv3_weight, w.conv3_bias, w.beta, channels, gate, normed, y, pixels);
+    for (int64_t p = 0; p * PANEL < pixels; p++) {
+      const float* panel = y + p * PANEL * channels;
+      statistics(panel, channels, op.eps, mean[p], rstd[p]);
+      normalise(panel, normed + p * PANEL * channels, channels, w.norm2_weight, w.norm2_bias, mean[p], rstd[p]);
+    }
+    multiply_panels(
+        w.conv4_weight, 2 * channels, channels, normed, pixels,
+        [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+          store(hidden + place(row, 2 * channels, pixel), value + w.conv4_bias[row]);
+        });
+    for (int64_t first = 0; first < pixels; first += PANEL) {
+      const float *a = hidden + 2 * first * channels, *b = a + channels * PANEL;
+      for (int64_t j = 0; j < channels * PANEL; j += WIDTH) store(gate + first * channels + j, load(a + j) * load(b + j));
+    }
+
+    transpose_panels(gate, channels, pixels, blocks);
+    add_products(dy, channels, blocks, channels, pixels, sums.conv5_weight, sums.conv5_bias);
+    multiply_panels(
+        op.transposed_conv5, channels, channels, dy, pixels,
+        [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+          float *a = hidden + place(row, 2 * channels, pixel), *b = a + channels * PANEL;
+          const vec first = load(a);
+          store(a, value * load(b));
+          store(b, value * first);
+        });
+    transpose_panels(normed, channels, pixels, blocks);
+    add_products(hidden, 2 * channels, blocks, channels, pixels, sums.conv4_weight, sums.conv4_bias);
+    float* dnormed = normed;
+    multiply_panels(
+        op.transposed_conv4, channels, 2 * channels, hidden, pixels,
+        [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+          store(dnormed + place(row, channels, pixel), value);
+        });
+    for (int64_t p = 0; p * PANEL < pixels; p++) {
+      const int64_t at = p * PANEL * channels, count = least(PANEL, pixels - p * PANEL);
+      normalise_backward(
+          dnormed + at, y + at, channels, count, w.norm2_weight, mean[p], rstd[p], sums.norm2_weight, sums.norm2_bias);
+    }
+    add_panels(dnormed, dy, channels, pixels);
+    spill_panels(dy, residual, n, start, pixels);
+
+    attend(gate);
+    transpose_panels(gate, channels, pixels, blocks);
+    add_products(dy, channels, blocks, channels, pixels, sums.conv3_weight, sums.conv3_bias);
+    multiply_panels(
+        op.transposed_conv3, channels, channels, dy, pixels,
+        [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+          const vec product = value * load(first_half + place(row, channels, pixel));  // 0 behind the last pixel
+          store(lanes + row * LANES, load(lanes + row * LANES) + product);
+          store_upto(dattended + row * op.x.pixels + start + pixel, value, pixels - pixel);
+        });
+  }
+  for (int64_t c = 0; c < channels; c++) dattention[c] = sum(load(lanes + c * LANES));
+}
+
+// Conv1 and norm of panels [begin, end) of image n, from the gradient of op.hidden, and the residual.
+template <class T>
+void naf_block_first_backward(
+    const NAFBlockBackward<T>& op, int64_t n, int64_t begin, int64_t end, const NAFBlockSums& sums, float* scratch) {
+  const NAFBlockWeights& w = op.weights;
+  const int64_t channels = op.x.channels, most = backward_panels(channels), size = most * PANEL * channels;
+  const Images<const T> dhidden{op.dhidden, 2 * channels, op.x.pixels, false};
+  const Images<const T> residual{op.dy, channels, op.x.pixels, false};
+  float *x = scratch, *normed = x + size, *hidden = normed + size, *blocks = hidden + 2 * size;
+  vec mean[MOST_BACKWARD_PANELS][STEPS], rstd[MOST_BACKWARD_PANELS][STEPS];
+  for (int64_t i = begin; i < end; i += most) {
+    const int64_t start = i * PANEL, pixels = least(least(end - i, most) * PANEL, op.x.pixels - start);
+    fill_panels(op.x, n, start, pixels, x);
+    fill_panels(dhidden, n, start, pixels, hidden);
+    for (int64_t p = 0; p * PANEL < pixels; p++) {
+      const int64_t at = p * PANEL * channels;
+      statistics(x + at, channels, op.eps, mean[p], rstd[p]);
+      normalise(x + at, normed + at, channels, w.norm1_weight, w.norm1_bias, mean[p], rstd[p]);
+    }
+    transpose_panels(normed, channels, pixels, blocks);
+    add_products(hidden, 2 * channels, blocks, channels, pixels, sums.conv1_weight, sums.conv1_bias);
+    float* dnormed = normed;
+    multiply_panels(
+        op.transposed_conv1, channels, 2 * channels, hidden, pixels,
+        [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+          store(dnormed + place(row, channels, pixel), value);
+        });
+    for (int64_t p = 0; p * PANEL < pixels; p++) {
+      const int64_t at = p * PANEL * channels, count = least(PANEL, pixels - p * PANEL);
+      normalise_backward(
+          dnormed + at, x + at, channels, count, w.norm1_weight, mean[p], rstd[p], sums.norm1_weight, sums.norm1_bias);
+    }
+    float* dx = hidden;
+    fill_panels(residual, n, start, pixels, dx);
+    add_panels(dnormed, dx, channels, pixels);
+    spill_panels(dx, op.dx, n, start, pixels);
+  }
+}
+
+// Rows [begin, end) of a matrix [rows, columns], each times its scale (nullptr: 1), as columns of to [columns, rows].
+inline void transpose_matrix(
+    const float* matrix, const float* scale, int64_t rows, int64_t columns, int64_t begin, int64_t end, float* to) {
+  float scaled[WIDTH * WIDTH];
+  for (int64_t r = begin; r < end; r += WIDTH) {
+    const int64_t count = least(WIDTH, end - r);
+    for (int64_t c = 0; c < columns; c += WIDTH) {
+      const int64_t width = least(WIDTH, columns - c);
+      for (int64_t i = 0; i < count; i++) {
+        const vec row = load_upto(matrix + (r + i) * columns + c, width);
+        store(scaled + i * WIDTH, scale ? row * scale[r + i] : row);
+      }
+      transpose_rows(scaled, WIDTH, to + c * rows + r, rows, count, width, count);
+    }
+  }
+}
+
+}  // namespace r2r::R2R_ISA
