@@ -127,6 +127,9 @@ operators = [
     (lambda ops, t: (ops.local_mean_2d(*t, (4, 9)),), [x]),
     (lambda ops, t: (ops.upsample_add(*t),), [x[:, 1:], torch.randn(44, 22, 1, 1) / 5, torch.randn(1, 11, 20, 74)]),
 ]
+for kernel, size in ((1, (10, 37)), (3, (10, 37)), (1, (4, 5)), (3, (4, 5))):
+    weight = torch.randn(23, 2, kernel, kernel) / kernel
+    operators.append((lambda ops, t: (ops.gated_conv(*t),), [x, torch.randn(1, 23, *size), weight, params[1]]))
 for operator, (images, *rest) in operators:
     for memory_format in ("contiguous", "channels_last"):
         for dtype in (torch.float32, torch.bfloat16):
@@ -134,6 +137,15 @@ for operator, (images, *rest) in operators:
     block = NAFBlockParams(*params)
     got, wanted = (ops.naf_block(FORMATS[memory_format](x), block, window=(4, 9)) for ops in (functional, reference))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+def bank_retrieve(ops, t):
+    return ops.bank_retrieve(*t[:3], torch.tensor([7, 7]), t[3])[:1]
+
+bank = [torch.randn(2, 5, 3, 3), torch.randn(2, 7, 5, 3, 3), torch.randn(2, 7, 23, 3, 3), torch.tensor(10.0)]
+slots = [torch.randn(2, 9, 3, 8, 8), torch.randn(2, 3, 4, 3, 3), torch.randn(2, 3)]
+for dtype in (torch.float32, torch.bfloat16):
+    assert_follows(bank_retrieve, bank, dtype)
+    assert_follows(lambda ops, t: (ops.slot_conv(*t),), slots, dtype)
 print("all follow")
 """
 
