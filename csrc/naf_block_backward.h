@@ -14,10 +14,8 @@ namespace r2r::R2R_ISA {
 template <class Epilogue>
 inline void multiply_panels(
     const float* weight, int64_t rows, int64_t depth, const float* x, int64_t pixels, const Epilogue& epilogue) {
-  const int64_t groups = (rows + ROWS - 1) / ROWS;
-  for (int64_t g = 0; g < groups; g++) {
-    const int64_t r = rows * g / groups, end = rows * (g + 1) / groups, pairs = (end - r + 1) / 2;
-    const int64_t second = end - pairs;  // an odd number of rows computes the middle one twice
+  pieces(rows, ROWS, 1, [&](int64_t r, int64_t end) {
+    const int64_t pairs = (end - r + 1) / 2, second = end - pairs;  // of an odd number, the middle one is computed twice
     for (int64_t first = 0; first < pixels; first += PANEL) {
       multiply_panel(
           pairs, weight + r * depth, weight + second * depth, depth, x + first * depth, pixels - first,
@@ -32,7 +30,7 @@ inline void multiply_panels(
             }
           });
     }
-  }
+  });
 }
 
 // Where pixel `pixel` of channel c lies in panels of `channels` channels.
@@ -127,10 +125,10 @@ inline void add_products_of(
 // over pixels; lanes [channels, LANES] += the panels.
 inline void add_products(
     const float* panels, int64_t channels, const float* blocks, int64_t others, int64_t pixels, float* sums, float* lanes) {
-  const int64_t stride = padded(others), groups = (channels + ROWS - 1) / ROWS;
+  const int64_t stride = padded(others);
   for (int64_t c = 0; c < others; c += 2 * WIDTH) {
-    for (int64_t g = 0; g < groups; g++) {
-      const int64_t r = channels * g / groups, count = channels * (g + 1) / groups - r;
+    pieces(channels, ROWS, 1, [&](int64_t r, int64_t end) {
+      const int64_t count = end - r;
       const float *rows = panels + r * PANEL, *block = blocks + c * pixels;
       float* to = sums + r * stride + c;
       if (c + WIDTH < others) {
@@ -138,7 +136,7 @@ inline void add_products(
       } else {
         add_products_of<ROWS, 1>(count, rows, channels * PANEL, block, pixels, to, stride);
       }
-    }
+    });
   }
   for (int64_t c = 0; c < channels; c++) {
     vec total{};
