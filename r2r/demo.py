@@ -54,7 +54,7 @@ CROP, CROPS = 128, 24  # of the held-out crops: size, number for each task
 # What the default time on two cores is meant to reach.
 IMPROVED, MATCHED = 4, 0.8
 
-FINETUNING = 0.4  # share of the time: it restores the whole batch, at the size of the held-out crops
+FINETUNING = 0.45  # share of the time: it restores the whole batch, at the size of the held-out crops
 EPOCHS = 10  # in each phase; the run is saved after each
 MOST_STEPS = 250  # in an epoch: what a faster machine could do beyond that gains little
 DATA_SHARE = 1.25  # of the time a step takes alone: batches are made in between
