@@ -116,7 +116,6 @@ void local_naf_block(
   sweep(x, params, eps, channels_last, gated, y, true, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     local_mean_2d(gated, window_height, window_width, false, false, pooled);
-    constexpr size_t SCA = 6;
     Floats floats;
     const LocalAttention<T> op{
         images<const T>(pooled, false), images<T>(gated, false), floats(params[SCA]), floats(params[SCA + 1])};

@@ -126,7 +126,10 @@ class NAFBlock(OperatorModule):
 
     def fold(self, dtype: torch.dtype) -> FoldedNAFBlock | None:
         """The block for inference in `dtype`, with norms, beta and gamma folded into the convolutions (in float32): one
-        launch a call less. None where the kernels of its device read the parameters as they are."""
+        launch a call less. None where the kernels of its device read the parameters as they are, and where attention is
+        local."""
+        if not pools_globally(self.sca[0]):
+            return None
         folded = library.fold_naf_block(self.params(), dtype)
         return None if folded is None else FoldedNAFBlock(folded, self.norm1.eps)
 

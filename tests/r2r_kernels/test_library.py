@@ -71,7 +71,7 @@ TRITON_PROGRAM = """
 import torch
 import r2r_kernels.functional as F
 from r2r_kernels import library, reference
-from r2r_kernels.nn import NAFBlock
+from r2r_kernels.nn import LocalMean2d, NAFBlock
 from r2r_kernels.reference import NAFBlockParams
 from tests.r2r_kernels.rule import FORMATS, answers, parameters
 
@@ -100,6 +100,8 @@ with torch.no_grad():
     assert folded is not None
     torch.testing.assert_close(folded(x), block(x), rtol=1e-4, atol=1e-4)
     assert folded(x[:0]).shape == (0, 8, 5, 6)
+    block.sca[0] = LocalMean2d((3, 3))
+    assert block.fold(torch.float32) is None  # folded blocks pool over the whole image
 print("all agree")
 """
 
