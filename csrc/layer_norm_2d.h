@@ -23,7 +23,8 @@ void layer_norm_2d(const LayerNorm2d<T>& op, int64_t n, int64_t begin, int64_t e
 }
 
 // For the `count` pixels of a panel: from the gradient dy of the result to that of x, which becomes the normalised x z:
-// dx = rstd * (g - mean(g) - z * mean(g * z)) with g = dy * weight. dweight += dy * z, dbias += dy, both [channels, LANES].
+// dx = rstd * (g - mean(g) - z * mean(g * z)) with g = dy * weight. dweight += dy * z, dbias += dy, both [channels, LANES]:
+// narrow vectors take the lanes in turn, so that their chains of additions are no longer than those of wide ones.
 inline void normalise_backward(
     float* dy, float* x, int64_t channels, int64_t count, const float* weight, const vec (&mean)[STEPS],
     const vec (&rstd)[STEPS], float* dweight, float* dbias) {
@@ -33,8 +34,9 @@ inline void normalise_backward(
       float *d = dy + c * PANEL + s * WIDTH, *z = x + c * PANEL + s * WIDTH;
       const vec normed = (load(z) - mean[s]) * rstd[s];
       store(z, normed);
-      store(dweight + c * LANES, load(dweight + c * LANES) + load(d) * normed);
-      store(dbias + c * LANES, load(dbias + c * LANES) + load(d));
+      const int64_t lane = c * LANES + s * WIDTH % LANES;
+      store(dweight + lane, load(dweight + lane) + load(d) * normed);
+      store(dbias + lane, load(dbias + lane) + load(d));
       const vec g = load(d) * weight[c];
       store(d, g);
       mean_g += g;
@@ -54,7 +56,7 @@ void layer_norm_2d_backward(
     const LayerNorm2dBackward<T>& op, int64_t n, int64_t begin, int64_t end, float* sums, float* scratch) {
   const int64_t channels = op.x.channels;
   float *dy = scratch, *x = dy + channels * PANEL, *dweight = x + channels * PANEL, *dbias = dweight + channels * LANES;
-  for (int64_t c = 0; c < 2 * channels; c++) store(dweight + c * LANES, vec{});
+  for (int64_t i = 0; i < 2 * channels * LANES; i += WIDTH) store(dweight + i, vec{});
   for (int64_t i = begin; i < end; i++) {
     const int64_t first = i * PANEL, count = least(PANEL, op.x.pixels - first);
     fill(op.dy, n, first, count, dy);
@@ -69,8 +71,8 @@ void layer_norm_2d_backward(
     spill(dy, op.dx, n, first, count);
   }
   for (int64_t c = 0; c < channels; c++) {
-    sums[c] = sum(load(dweight + c * LANES));
-    sums[channels + c] = sum(load(dbias + c * LANES));
+    sums[c] = sum_lanes(dweight + c * LANES);
+    sums[channels + c] = sum_lanes(dbias + c * LANES);
   }
 }
 

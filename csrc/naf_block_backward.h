@@ -166,6 +166,22 @@ void naf_block_hidden(const NAFBlockBackward<T>& op, int64_t n, int64_t begin, i
   }
 }
 
+// Norm and convolution of panels, taken back: from the gradient of the convolution's output, twice as many channels, to that
+// of the norm's input x, which becomes the normalised x.
+inline void normed_convolution_backward(
+    const float* transposed, const float* dhidden, int64_t channels, int64_t pixels, const float* norm_weight,
+    const vec (*mean)[STEPS], const vec (*rstd)[STEPS], float* x, float* dx, float* dweight, float* dbias) {
+  multiply_panels(
+      transposed, channels, 2 * channels, dhidden, pixels,
+      [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+        store(dx + place(row, channels, pixel), value);
+      });
+  for (int64_t p = 0; p * PANEL < pixels; p++) {
+    const int64_t at = p * PANEL * channels, count = least(PANEL, pixels - p * PANEL);
+    normalise_backward(dx + at, x + at, channels, count, norm_weight, mean[p], rstd[p], dweight, dbias);
+  }
+}
+
 // The second half of panels [begin, end) of image n, from the gated channels: op.dy gets the gradient of the second half's
 // residual, op.gated that of what the attention scaled, dattention [channels] that of the attention, from these panels.
 template <class T>
@@ -225,16 +241,9 @@ void naf_block_second_backward(
     transpose_panels(normed, channels, pixels, blocks);
     add_products(hidden, 2 * channels, blocks, channels, pixels, sums.conv4_weight, sums.conv4_bias);
     float* dnormed = normed;
-    multiply_panels(
-        op.transposed_conv4, channels, 2 * channels, hidden, pixels,
-        [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
-          store(dnormed + place(row, channels, pixel), value);
-        });
-    for (int64_t p = 0; p * PANEL < pixels; p++) {
-      const int64_t at = p * PANEL * channels, count = least(PANEL, pixels - p * PANEL);
-      normalise_backward(
-          dnormed + at, y + at, channels, count, w.norm2_weight, mean[p], rstd[p], sums.norm2_weight, sums.norm2_bias);
-    }
+    normed_convolution_backward(
+        op.transposed_conv4, hidden, channels, pixels, w.norm2_weight, mean, rstd, y, dnormed, sums.norm2_weight,
+        sums.norm2_bias);
     add_panels(dnormed, dy, channels, pixels);
     spill_panels(dy, residual, n, start, pixels);
 
@@ -274,16 +283,9 @@ void naf_block_first_backward(
     transpose_panels(normed, channels, pixels, blocks);
     add_products(hidden, 2 * channels, blocks, channels, pixels, sums.conv1_weight, sums.conv1_bias);
     float* dnormed = normed;
-    multiply_panels(
-        op.transposed_conv1, channels, 2 * channels, hidden, pixels,
-        [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
-          store(dnormed + place(row, channels, pixel), value);
-        });
-    for (int64_t p = 0; p * PANEL < pixels; p++) {
-      const int64_t at = p * PANEL * channels, count = least(PANEL, pixels - p * PANEL);
-      normalise_backward(
-          dnormed + at, x + at, channels, count, w.norm1_weight, mean[p], rstd[p], sums.norm1_weight, sums.norm1_bias);
-    }
+    normed_convolution_backward(
+        op.transposed_conv1, hidden, channels, pixels, w.norm1_weight, mean, rstd, x, dnormed, sums.norm1_weight,
+        sums.norm1_bias);
     float* dx = hidden;
     fill_panels(residual, n, start, pixels, dx);
     add_panels(dnormed, dx, channels, pixels);

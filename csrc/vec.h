@@ -153,6 +153,11 @@ inline float sum(vec value) {  // pairwise
   }
   return lane[0];
 }
+inline float sum_lanes(const float* lanes) {
+  vec total{};
+  for (int64_t i = 0; i < LANES; i += WIDTH) total += load(lanes + i);
+  return sum(total);
+}
 inline vec square_root(vec value) {  // the compiler makes one instruction of it
   for (int i = 0; i < WIDTH; i++) value[i] = __builtin_sqrtf(value[i]);
   return value;

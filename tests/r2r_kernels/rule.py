@@ -64,9 +64,17 @@ def assert_follows(operator: Operator, tensors: Sequence[Tensor], dtype: torch.d
         assert error(got, wanted) <= allowed, f"answer {index}: error {error(got, wanted):.2e}, allowed {allowed:.2e}"
 
 
-def assert_same_bits(operator: Operator, tensors: Sequence[Tensor]) -> None:
-    runs = [[t for group in answers(operator, functional, tensors) for t in group] for _ in range(2)]
-    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+def assert_same_bits(operator: Operator, tensors: Sequence[Tensor], threads: int | None = None) -> None:
+    """Of two runs; of the second, `threads` may be another number of threads."""
+    before = torch.get_num_threads()
+    first = answers(operator, functional, tensors)
+    torch.set_num_threads(threads or before)
+    try:
+        second = answers(operator, functional, tensors)
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

@@ -17,7 +17,6 @@ from tests.r2r_kernels.rule import (
     FORMATS,
     SHAPES,
     Operator,
-    answers,
     assert_follows,
     assert_same_bits,
     error,
@@ -106,15 +105,7 @@ def test_tiles_strips_and_ragged_channels(shape: tuple[int, int, int, int], dtyp
 def test_the_number_of_threads_does_not_change_a_bit(
     shape: tuple[int, int, int, int], threads: int, dtype: torch.dtype
 ) -> None:
-    tensors = [t.to(dtype) for t in inputs(shape)]
-    alone = [t for group in answers(operator, F, tensors) for t in group]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        shared = [t for group in answers(operator, F, tensors) for t in group]
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
+    assert_same_bits(operator, [t.to(dtype) for t in inputs(shape)], threads)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
