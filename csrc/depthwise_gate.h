@@ -124,10 +124,13 @@ void depthwise_gate_channels_last(
           x + at * stride + channels + c, width * stride, stride, taps + channels + c, op.bias + channels + c, valid,
           inside, b);
       for (int i = 0; i < COUNT; i++) {
-        const vec product = a[i] * b[i];
-        store_upto(gated + (at + i) * channels + c, product, valid);
-        of_row += product;
+        a[i] *= b[i];
+        store_upto(gated + (at + i) * channels + c, a[i], valid);
       }
+      for (int half = COUNT / 2; half; half /= 2) {  // in pairs: long chains of additions would lose digits
+        for (int i = 0; i < half; i++) a[i] += a[i + half];
+      }
+      of_row += a[0];
     };
     int64_t column = 0;
     const auto at_the_edge = [&] __attribute__((always_inline)) {

@@ -10,8 +10,9 @@ void depthwise_gate(Tensor x, Tensor weight, Tensor bias, bool channels_last, Te
     Floats floats;
     const Depthwise op{floats(weight), floats(bias), gated.size(1), gated.size(2), gated.size(3)};
     const int64_t images = x.size(0), area = op.height * op.width;
-    // Strips of rows that leave two planes in the second-level cache; their sums are added in their order.
-    const int64_t rows = std::max<int64_t>(4, 16384 / std::max<int64_t>(1, op.width));
+    // Strips of rows that leave two planes in the second-level cache, or for channels_last, which reads rows where they are,
+    // few enough that their sum keeps its digits. The strips' sums are added in their order.
+    const int64_t rows = channels_last ? 8 : std::max<int64_t>(4, 16384 / std::max<int64_t>(1, op.width));
     const int64_t strips = (op.height + rows - 1) / rows;
     std::vector<float> sums(images * strips * op.channels);
     if (channels_last) {

@@ -57,8 +57,9 @@ def test_every_width_has_its_edges_right(width: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["contiguous", "channels_last"])
-def test_an_image_of_several_strips(name: str) -> None:
-    x, weight, bias = inputs((1, 2, 70, 600))
+@pytest.mark.parametrize("shape", [(1, 2, 70, 600), (8, 32, 64, 64)])
+def test_an_image_of_several_strips(shape: tuple[int, int, int, int], name: str) -> None:
+    x, weight, bias = inputs(shape)
     assert_follows(operator, [FORMATS[name](x), weight, bias], torch.float32)
 
 

@@ -123,6 +123,7 @@ assert extension.module().instruction_set == sys.argv[1]
 x, params = torch.randn(1, 23, 10, 37), parameters(23)
 operators = [
     (lambda ops, t: (ops.layer_norm_2d(*t),), [x, params[0], params[1]]),
+    (lambda ops, t: (ops.layer_norm_2d(*t),), [torch.randn(2, 23, 40, 40), params[0], params[1]]),  # long sums
     (lambda ops, t: (ops.simple_gate(*t),), [x[:, 1:]]),
     (lambda ops, t: ops.depthwise_gate(*t), [x[:, 1:], params[4][:22], params[5][:22]]),
     (lambda ops, t: (ops.naf_block(t[0], NAFBlockParams(*t[1:])),), [x, *params]),
@@ -141,9 +142,9 @@ for operator, (images, *rest) in operators:
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 def bank_retrieve(ops, t):
-    return ops.bank_retrieve(*t[:3], torch.tensor([7, 7]), t[3])[:1]
+    return ops.bank_retrieve(*t, torch.tensor([7, 7]), 10.0)[:1]
 
-bank = [torch.randn(2, 5, 3, 3), torch.randn(2, 7, 5, 3, 3), torch.randn(2, 7, 23, 3, 3), torch.tensor(10.0)]
+bank = [torch.randn(2, 5, 3, 3), torch.randn(2, 7, 5, 3, 3), torch.randn(2, 7, 23, 3, 3)]
 slots = [torch.randn(2, 9, 3, 8, 8), torch.randn(2, 3, 4, 3, 3), torch.randn(2, 3)]
 for dtype in (torch.float32, torch.bfloat16):
     assert_follows(bank_retrieve, bank, dtype)

@@ -224,6 +224,18 @@ def test_a_swapped_pool_is_obeyed_in_what_it_says_later() -> None:
     torch.testing.assert_close(model(x), other(x))
 
 
+def test_a_pool_put_in_after_the_swap_is_obeyed() -> None:
+    model = local(NAFNet())
+    r2r_kernels.accelerate(model)
+    pool = AvgPool2d(24, (1, 3, 16, 16), factor=2)
+    pool.kernel_size = [6, 6]
+    model.middle_blks[0].sca[0] = pool
+    other = copy.deepcopy(model)
+    r2r_kernels.decelerate(other)
+    x = torch.rand(1, 3, 80, 72)
+    torch.testing.assert_close(model(x), other(x))
+
+
 @pytest.mark.parametrize(
     ("pool", "reason"),
     [
