@@ -229,7 +229,8 @@ def test_a_pool_put_in_after_the_swap_is_obeyed() -> None:
     r2r_kernels.accelerate(model)
     pool = AvgPool2d(24, (1, 3, 16, 16), factor=2)
     pool.kernel_size = [6, 6]
-    model.middle_blks[0].sca[0] = pool
+    block: Any = model.middle_blks[0]
+    block.sca[0] = pool
     other = copy.deepcopy(model)
     r2r_kernels.decelerate(other)
     x = torch.rand(1, 3, 80, 72)
