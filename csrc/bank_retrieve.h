@@ -6,23 +6,46 @@
 
 namespace r2r::R2R_ISA {
 
+// A vector of a row of keys or queries: floats, or pairs of bfloat16 as they lie in memory.
+template <class T>
+constexpr int64_t FACTORS = MULTIPLIES_PAIRS<T> ? 2 * WIDTH : WIDTH;
+
+template <class T>
+inline vec load_factors(const T* p, int64_t n) {
+#if defined(__AVX512BF16__)
+  if constexpr (MULTIPLIES_PAIRS<T>) {
+    return n >= FACTORS<T> ? *(const loose_vec*)p : (vec)_mm512_maskz_loadu_epi16((__mmask32)((1u << n) - 1), p);
+  }
+#endif
+  return load_upto(p, n);
+}
+template <class T>
+inline vec multiply_add_factors(vec a, vec b, vec sum) {
+#if defined(__AVX512BF16__)
+  if constexpr (MULTIPLIES_PAIRS<T>) return multiply_add_pairs(a, b, sum);
+#endif
+  return sum + a * b;
+}
+
 // out[n] = the dot product of key and queries[n], [depth] each; returns that of key with itself.
 template <class T>
-float dot_products(const T* key, int64_t depth, const float* queries, int64_t count, float* out) {
-  constexpr int BLOCK = 4, STEP = 2 * WIDTH;
+float dot_products(const T* key, int64_t depth, const T* queries, int64_t count, float* out) {
+  constexpr int BLOCK = 4;
   float square = 0;
   const auto some = [&]<int N>(int64_t n, bool with_square) __attribute__((always_inline)) {
     vec sums[N][2] = {}, squares[2] = {};
-    const float* query = queries + n * depth;
-    for (int64_t i = 0; i < depth; i += STEP) {
+    const T* query = queries + n * depth;
+    for (int64_t i = 0; i < depth; i += 2 * FACTORS<T>) {
 #pragma GCC unroll 2
       for (int half = 0; half < 2; half++) {
-        const int64_t at = i + half * WIDTH, left = depth - at;
+        const int64_t at = i + half * FACTORS<T>, left = depth - at;
         if (left <= 0) break;
-        const vec k = load_upto(key + at, left);
-        squares[half] += k * k;
+        const vec k = load_factors(key + at, left);
+        squares[half] = multiply_add_factors<T>(k, k, squares[half]);
 #pragma GCC unroll 4
-        for (int m = 0; m < N; m++) sums[m][half] += k * load_upto(query + m * depth + at, left);
+        for (int m = 0; m < N; m++) {
+          sums[m][half] = multiply_add_factors<T>(k, load_factors(query + m * depth + at, left), sums[m][half]);
+        }
       }
     }
     for (int m = 0; m < N; m++) out[n + m] = sum(sums[m][0] + sums[m][1]);

@@ -8,7 +8,11 @@ namespace r2r {
 namespace {
 
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
-constexpr float EPS = 1e-12f;  // of torch.nn.functional.normalize
+
+// As torch.nn.functional.normalize; double, as an error of a norm is one of all similarities, whose exponentials feel it.
+double norm(float square) {
+  return std::max(std::sqrt(static_cast<double>(square)), 1e-12);
+}
 
 enum Mode { HARD, MULTI, SOFT };
 
@@ -76,12 +80,12 @@ void bank_retrieve(
     const int64_t depth = keys.numel() / std::max<int64_t>(1, tasks * slots), length = readout.numel() / number;
     const Selection selection{data<const int64_t>(counts), tasks, slots};
 
-    std::vector<float> queries(number * depth);
-    kernels(tag).widen(data<const T>(query), queries.data(), number * depth);
+    const T* queries = data<const T>(query);
+    std::vector<double> norms(number);
     for (int64_t n = 0; n < number; n++) {
-      float *own = queries.data() + n * depth, unused;
-      const float norm = std::sqrt(kernels(own).dot_products(own, depth, own, 1, &unused));
-      for (int64_t i = 0; i < depth; i++) own[i] /= std::max(norm, EPS);
+      const T* own = queries + n * depth;
+      float unused;
+      norms[n] = norm(kernels(tag).dot_products(own, depth, own, 1, &unused));
     }
 
     float* similarity = data<float>(weights);
@@ -90,9 +94,11 @@ void bank_retrieve(
       std::vector<float> dots(number);
       for (int64_t i = begin; i < end; i++) {
         if (i % slots >= selection.counts[i / slots]) continue;
-        const float square = kernels(tag).dot_products(all_keys + i * depth, depth, queries.data(), number, dots.data());
-        const float factor = static_cast<float>(scale) / std::max(std::sqrt(square), EPS);
-        for (int64_t n = 0; n < number; n++) similarity[n * tasks * slots + i] = factor * dots[n];
+        const float square = kernels(tag).dot_products(all_keys + i * depth, depth, queries, number, dots.data());
+        const double factor = scale / norm(square);
+        for (int64_t n = 0; n < number; n++) {
+          similarity[n * tasks * slots + i] = static_cast<float>(factor * dots[n] / norms[n]);
+        }
       }
     });
 

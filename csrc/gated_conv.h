@@ -15,33 +15,80 @@ R2R_INLINE void for_vectors(int64_t begin, int64_t end, const Body& body) {
   if (i < end) body(i, end - i);
 }
 
-// A 3x3 convolution that walks along one direction of an image of `size` places and makes [begin, end): each input is read
-// once, for the three outputs that it is near to. taps [6 (d + 1) + a]: of d along the walk, and of the inputs in[a] that
-// read(place, in) gives: x at three places across, then the prior. emit(place, z, x, prior).
-template <class Read, class Emit>
+// A 3x3 convolution slides over values that are kept as floats, x in one vector and the prior in another, or in one vector
+// as pairs of both where the processor has dot products of them.
+template <class T>
+constexpr int PARTS = MULTIPLIES_PAIRS<T> ? 1 : 2;
+
+template <class T>
+R2R_INLINE vec load_part(const T* p, int64_t valid) {
+  return load_upto(p, valid);
+}
+R2R_INLINE void join(vec x, vec prior, vec (&parts)[2]) {
+  parts[0] = x;
+  parts[1] = prior;
+}
+R2R_INLINE void split(const vec (&parts)[2], vec& x, vec& prior) {
+  x = parts[0];
+  prior = parts[1];
+}
+R2R_INLINE vec multiply_add(const vec (&taps)[2], const vec (&parts)[2], vec sum) {
+  return sum + taps[0] * parts[0] + taps[1] * parts[1];
+}
+#if defined(__AVX512BF16__)
+R2R_INLINE half_vec load_part(const bfloat16* p, int64_t valid) {
+  return valid >= WIDTH ? load_bits(p) : load_first_bits(p, valid);
+}
+R2R_INLINE void join(half_vec x, half_vec prior, vec (&parts)[1]) {
+  parts[0] = pairs(x, prior);
+}
+R2R_INLINE void join(half_vec x, vec prior, vec (&parts)[1]) {
+  join(x, narrow(prior), parts);
+}
+R2R_INLINE void join(vec x, vec prior, vec (&parts)[1]) {
+  join(narrow(x), prior, parts);
+}
+R2R_INLINE void split(const vec (&parts)[1], vec& x, vec& prior) {
+  x = even_of(parts[0]);
+  prior = odd_of(parts[0]);
+}
+R2R_INLINE vec multiply_add(const vec (&taps)[1], const vec (&parts)[1], vec sum) {
+  return multiply_add_pairs(taps[0], parts[0], sum);
+}
+#endif
+
+// Walks along one direction of an image of `size` places and makes [begin, end): each place is read once, for the three
+// results that it is near to. taps [3 along][3 across]; read(place, in) gives the three places across;
+// emit(place, z, x, prior).
+template <int P, class Read, class Emit>
 R2R_INLINE void slide(
-    const vec (&taps)[18], vec bias, int64_t begin, int64_t end, int64_t size, const Read& read, const Emit& emit) {
-  vec next = bias, here = bias, x{}, prior{};
+    const vec (&taps)[3][3][P], vec bias, int64_t begin, int64_t end, int64_t size, const Read& read, const Emit& emit) {
+  vec next = bias, here = bias, centre[P] = {}, x, prior;
   for (int64_t i = begin ? begin - 1 : 0; i < least(end + 1, size); i++) {
-    vec in[6], done = here;
+    vec in[3][P], done = here;
     read(i, in);
     here = next;
     next = bias;
     R2R_UNROLL
-    for (int a = 0; a < 6; a++) {
-      done += taps[12 + a] * in[a];
-      here += taps[6 + a] * in[a];
-      next += taps[a] * in[a];
+    for (int a = 0; a < 3; a++) {
+      done = multiply_add(taps[2][a], in[a], done);
+      here = multiply_add(taps[1][a], in[a], here);
+      next = multiply_add(taps[0][a], in[a], next);
     }
-    if (i > begin) emit(i - 1, done, x, prior);
-    x = in[1];
-    prior = in[4];
+    if (i > begin) {
+      split(centre, x, prior);
+      emit(i - 1, done, x, prior);
+    }
+    for (int p = 0; p < P; p++) centre[p] = in[1][p];
   }
-  if (end == size) emit(end - 1, here, x, prior);
+  if (end == size) {
+    split(centre, x, prior);
+    emit(end - 1, here, x, prior);
+  }
 }
 
 // -- planes (NCHW): vectors of neighbouring pixels ---------------------------------------------------------------------
-// Rows are staged as floats with zeros on both sides, so that no tap needs a mask.
+// Rows are staged with zeros on both sides, so that no tap needs a mask.
 
 inline int64_t staged_stride(int64_t width) {
   return (width + WIDTH - 1) / WIDTH * WIDTH + 2 * WIDTH;
@@ -55,15 +102,27 @@ inline void stage_row(const T* row, int64_t width, float* to) {  // row = nullpt
   store(to + i, vec{});
 }
 
+// Both rows, part p of them at to + p * stride.
+template <int P, class T, class Prior>
+inline void stage_rows(const T* x, const Prior* prior, int64_t width, float* to) {
+  const int64_t stride = staged_stride(width);
+  for (int p = 0; p < P; p++) store(to + p * stride - WIDTH, vec{}), store(to + (p + 1) * stride - 2 * WIDTH, vec{});
+  for_vectors(0, width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
+    vec parts[P];
+    join(load_part(x + i, valid), load_part(prior + i, valid), parts);
+    for (int p = 0; p < P; p++) store(to + p * stride + i, parts[p]);
+  });
+}
+
+// The mean of these rows of a plane of the prior, at the output's width. line [prior_width]: memory to work in.
 template <class T>
-inline void stage_resized_row(const GatedConv<T>& op, const T* plane, Window rows, float* line, float* to) {
+inline void resize_row(const GatedConv<T>& op, const T* plane, Window rows, float* line, float* to) {
   const float scale = 1.0f / (float)(rows.end - rows.begin);
   for_vectors(0, op.prior_width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
     vec total{};
     for (int64_t r = rows.begin; r < rows.end; r++) total += load_upto(plane + r * op.prior_width + i, valid);
     store(line + i, total * scale);
   });
-  stage_row<float>(nullptr, op.width, to);
   for (int64_t c = 0; c < op.width; c++) {
     const auto [begin, end] = op.columns[c];
     to[c] = line[begin];
@@ -73,52 +132,48 @@ inline void stage_resized_row(const GatedConv<T>& op, const T* plane, Window row
   }
 }
 
-// Rows [top, bottom) of one plane of the prior at the output's size; `stride` apart.
-template <class T>
-inline void stage_prior(const GatedConv<T>& op, int64_t plane, int64_t top, int64_t bottom, float* line, float* to) {
-  const int64_t stride = staged_stride(op.width);
-  const T* from = op.prior + plane * op.prior_height * op.prior_width;
-  Window last{-1, -1};
-  for (int64_t r = top; r < bottom; r++, to += stride) {
-    if (!op.rows) {
-      stage_row(from + r * op.width, op.width, to);
-      continue;
-    }
-    const Window rows = op.rows[r];
-    if (rows.begin == last.begin && rows.end == last.end) {
-      stage_row(to - stride, op.width, to);
-    } else {
-      stage_resized_row(op, from, rows, line, to);
-    }
-    last = rows;
-  }
-}
-
 template <class T>
 void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch) {
-  const int64_t stride = staged_stride(op.width), rows = least(STRIP, op.height) + 2;
-  float *x = scratch + WIDTH, *prior = x + rows * stride, *line = prior + rows * stride;
+  constexpr int P = PARTS<T>;
+  const int64_t stride = staged_stride(op.width);
+  float *staged = scratch + WIDTH, *resized = staged + (least(STRIP, op.height) + 2) * P * stride, *line = resized + stride;
   const float* weight = op.weight + plane % op.channels * 18;
-  vec taps[18];
-  for (int t = 0; t < 18; t++) taps[t] = splat(weight[t % 6 / 3 * 9 + t / 6 * 3 + t % 3]);
+  vec taps[3][3][P];
+  for (int t = 0; t < 9; t++) join(splat(weight[t]), splat(weight[9 + t]), taps[t / 3][t % 3]);
   const vec bias = splat(op.bias[plane % op.channels]);
-  const T* in = op.x + plane * op.height * op.width;
+  const T *in = op.x + plane * op.height * op.width, *prior = op.prior + plane * op.prior_height * op.prior_width;
   T* out = op.y + plane * op.height * op.width;
+  Window held{-1, -1};
   for (int64_t begin = 0; begin < op.height; begin += STRIP) {
     const int64_t end = least(op.height, begin + STRIP);
     const int64_t top = begin ? begin - 1 : 0, bottom = least(op.height, end + 1);
-    for (int64_t r = top; r < bottom; r++) stage_row(in + r * op.width, op.width, x + (r - top) * stride);
-    stage_prior(op, plane, top, bottom, line, prior);
+    for (int64_t r = top; r < bottom; r++) {
+      float* to = staged + (r - top) * P * stride;
+      if (!op.rows) {
+        stage_rows<P>(in + r * op.width, prior + r * op.width, op.width, to);
+        continue;
+      }
+      const Window rows = op.rows[r];
+      if (rows.begin != held.begin || rows.end != held.end) resize_row(op, prior, rows, line, resized);
+      held = rows;
+      stage_rows<P>(in + r * op.width, resized, op.width, to);
+    }
     for_vectors(0, op.width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
-      slide(
+      slide<P>(
           taps, bias, begin, end, op.height,
-          [&](int64_t r, vec(&to)[6]) R2R_ALWAYS {
-            const int64_t at = (r - top) * stride + i;
+          [&](int64_t r, vec(&to)[3][P]) R2R_ALWAYS {
+            const float* at = staged + (r - top) * P * stride + i;
             R2R_UNROLL
-            for (int a = 0; a < 3; a++) to[a] = load(x + at + a - 1), to[3 + a] = load(prior + at + a - 1);
+            for (int a = 0; a < 3; a++) {
+              for (int p = 0; p < P; p++) to[a][p] = load(at + p * stride + a - 1);
+            }
+            // The next strip, or the next plane, comes from memory while this one is made.
+            __builtin_prefetch(in + (r + STRIP + 1) * op.width + i);
+            if (!op.rows) __builtin_prefetch(prior + (r + STRIP + 1) * op.width + i);
+            __builtin_prefetch(out + (r + STRIP) * op.width + i, 1);
           },
-          [&](int64_t r, vec z, vec a, vec b) R2R_ALWAYS {
-            store_upto(out + r * op.width + i, blend(a, b, sigmoid(z)), valid);
+          [&](int64_t r, vec z, vec x, vec b) R2R_ALWAYS {
+            store_upto(out + r * op.width + i, blend(x, b, sigmoid(z)), valid);
           });
     });
   }
@@ -143,11 +198,11 @@ void gated_conv_pixels(const GatedConv<T>& op, int64_t plane, float* scratch) {
     return;
   }
   const T* from = op.prior + plane * op.prior_height * op.prior_width;
-  float *row = scratch + WIDTH, *line = row + staged_stride(op.width);
+  float *row = scratch, *line = row + staged_stride(op.width);
   Window last{-1, -1};
   for (int64_t r = 0; r < op.height; r++) {
     const Window rows = op.rows[r];
-    if (rows.begin != last.begin || rows.end != last.end) stage_resized_row(op, from, rows, line, row);
+    if (rows.begin != last.begin || rows.end != last.end) resize_row(op, from, rows, line, row);
     last = rows;
     gate_pixels(op.x + base + r * op.width, row, op.y + base + r * op.width, op.width, weight, bias);
   }
@@ -266,14 +321,14 @@ inline __attribute__((always_inline)) vec logit_at(
   return z;
 }
 
-// One row of channels [first, last) of the prior at the output's width; put(column, c, valid, value) takes it.
+// Columns [left, right) of one row of the prior at the output's width; put(column, c, valid, value) takes them.
 template <class T, class Put>
 R2R_INLINE void resize_channels_row(
-    const GatedConv<T>& op, int64_t first, int64_t last, const T* image, Window rows, const Put& put) {
-  for (int64_t column = 0; column < op.width; column++) {
+    const GatedConv<T>& op, int64_t left, int64_t right, const T* image, Window rows, const Put& put) {
+  for (int64_t column = left; column < right; column++) {
     const auto [begin, end] = op.columns[column];
     const float scale = 1.0f / (float)((rows.end - rows.begin) * (end - begin));
-    for_vectors(first, last, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+    for_vectors(0, op.channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
       vec total{};
       for (int64_t r = rows.begin; r < rows.end; r++) {
         for (int64_t i = begin; i < end; i++) {
@@ -315,91 +370,100 @@ void gated_conv_rows_1x1(const GatedConv<T>& op, int64_t n, int64_t top, int64_t
       const auto put = [&](int64_t column, int64_t c, int64_t valid, vec value) R2R_ALWAYS {
         store_upto(scratch + column * op.channels + c, value, valid);
       };
-      resize_channels_row(op, 0, op.channels, prior, rows, put);
+      resize_channels_row(op, 0, op.width, prior, rows, put);
     }
     last = rows;
     gate_row(op, op.x + at, scratch, op.y + at);
   }
 }
 
-// Channels [first, last). Rows with their neighbours are staged as floats, vectors of channels one after the other: reading
-// a vector's pixels where they are, a power of two apart, would have them all fall into the same sets of the cache.
+// A tile is staged with its neighbours, vectors of channels one after the other: reading a vector's pixels where they are,
+// often a power of two apart, would have them all fall into the same sets of the cache.
 template <class T>
-void gated_conv_rows_3x3(
-    const GatedConv<T>& op, int64_t n, int64_t top, int64_t bottom, int64_t first, int64_t last, float* scratch) {
-  const int64_t channels = op.channels, line = op.width * WIDTH;
-  const int64_t stride = (last - first + WIDTH - 1) / WIDTH * line, base = n * op.height * op.width * channels;
-  float *x = scratch, *prior = x + (bottom - top + 2) * stride;
-  const T* from = op.prior + n * op.prior_height * op.prior_width * channels;
+void gated_conv_rows_3x3(const GatedConv<T>& op, int64_t n, const Tile& tile, float* scratch) {
+  constexpr int P = PARTS<T>;
+  const int64_t channels = op.channels;
+  const int64_t left = tile.left ? tile.left - 1 : 0, right = least(op.width, tile.right + 1);
+  const int64_t line = (right - left) * WIDTH;  // of a vector of channels
+  const int64_t part = (channels + WIDTH - 1) / WIDTH * line, row = P * part;
+  const auto place = [&](int64_t column, int64_t c) R2R_ALWAYS {
+    return c / WIDTH * line + (column - left) * WIDTH;
+  };
+  const T *in = op.x + n * op.height * op.width * channels,
+          *from = op.prior + n * op.prior_height * op.prior_width * channels;
+  float *staged = scratch, *resized = staged + (tile.bottom - tile.top + 2) * row;
   Window held{-1, -1};
-  for (int64_t r = top - 1; r <= bottom; r++) {
-    float *to_x = x + (r - top + 1) * stride, *to_prior = prior + (r - top + 1) * stride;
-    const auto stage = [&](const T* row, float* to) R2R_ALWAYS {
-      for (int64_t column = 0; column < op.width; column++) {
-        for_vectors(first, last, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-          store(to + (c - first) * op.width + column * WIDTH, load_upto(row + column * channels + c, valid));
+  for (int64_t r = tile.top - 1; r <= tile.bottom; r++) {
+    float* to = staged + (r - tile.top + 1) * row;
+    if (r < 0 || r >= op.height) {
+      for (int64_t i = 0; i < row; i += WIDTH) store(to + i, vec{});
+      continue;
+    }
+    const auto stage = [&](const auto& prior_at) R2R_ALWAYS {
+      for (int64_t column = left; column < right; column++) {
+        const int64_t at = (r * op.width + column) * channels;
+        for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+          vec parts[P];
+          join(load_part(in + at + c, valid), prior_at(at + c, place(column, c), valid), parts);
+          for (int p = 0; p < P; p++) store(to + p * part + place(column, c), parts[p]);
         });
       }
     };
-    if (r < 0 || r >= op.height) {
-      for (int64_t i = 0; i < stride; i += WIDTH) store(to_x + i, vec{}), store(to_prior + i, vec{});
-      continue;
-    }
-    stage(op.x + base + r * op.width * channels, to_x);
     if (!op.rows) {
-      stage(op.prior + base + r * op.width * channels, to_prior);
+      stage([&](int64_t at, int64_t, int64_t valid) R2R_ALWAYS { return load_part(from + at, valid); });
       continue;
     }
     const Window rows = op.rows[r];
-    if (rows.begin == held.begin && rows.end == held.end) {
-      for (int64_t i = 0; i < stride; i += WIDTH) store(to_prior + i, load(to_prior - stride + i));
-    } else {
+    if (rows.begin != held.begin || rows.end != held.end) {
       const auto put = [&](int64_t column, int64_t c, int64_t, vec value) R2R_ALWAYS {
-        store(to_prior + (c - first) * op.width + column * WIDTH, value);
+        store(resized + place(column, c), value);
       };
-      resize_channels_row(op, first, last, from, rows, put);
+      resize_channels_row(op, left, right, from, rows, put);
     }
     held = rows;
+    stage([&](int64_t, int64_t place, int64_t) R2R_ALWAYS { return load(resized + place); });
   }
-  for (int64_t r = top; r < bottom; r++) {
-    // The result takes the place of the row of x above, which no other row needs.
-    for_vectors(first, last, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-      vec taps[18];
-#pragma GCC unroll 18
-      for (int t = 0; t < 18; t++) {
-        taps[t] = load_upto(op.weight + (t % 6 / 3 * 9 + t % 3 * 3 + t / 6) * channels + c, valid);
+  for (int64_t r = tile.top; r < tile.bottom; r++) {
+    // The result takes the place of the row above, which no other row needs.
+    float* above = staged + (r - tile.top) * row;
+    for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+      vec taps[3][3][P];
+      R2R_UNROLL
+      for (int t = 0; t < 9; t++) {  // along a row, across the rows
+        const float* weight = op.weight + t * channels + c;
+        join(load_upto(weight, valid), load_upto(weight + 9 * channels, valid), taps[t % 3][t / 3]);
       }
-      const int64_t at = (r - top) * stride + (c - first) * op.width;
-      slide(
-          taps, load_upto(op.bias + c, valid), 0, op.width, op.width,
-          [&](int64_t column, vec(&to)[6]) R2R_ALWAYS {
+      slide<P>(
+          taps, load_upto(op.bias + c, valid), tile.left, tile.right, op.width,
+          [&](int64_t column, vec(&to)[3][P]) R2R_ALWAYS {
             R2R_UNROLL
             for (int a = 0; a < 3; a++) {
-              to[a] = load(x + at + a * stride + column * WIDTH);
-              to[3 + a] = load(prior + at + a * stride + column * WIDTH);
+              for (int p = 0; p < P; p++) to[a][p] = load(above + a * row + p * part + place(column, c));
             }
+            // The next tile comes to the second-level cache while this one is made.
+            const int64_t ahead = (r * op.width + column + tile.right - tile.left) * channels + c;
+            __builtin_prefetch(in + ahead, 0, 2);
+            if (!op.rows) __builtin_prefetch(from + ahead, 0, 2);
           },
-          [&](int64_t column, vec z, vec a, vec b) R2R_ALWAYS {
-            store(x + at + column * WIDTH, blend(a, b, sigmoid(z)));
+          [&](int64_t column, vec z, vec x, vec prior) R2R_ALWAYS {
+            store(above + place(column, c), blend(x, prior, sigmoid(z)));
           });
     });
-    T* out = op.y + base + r * op.width * channels;
-    for (int64_t column = 0; column < op.width; column++) {
-      for_vectors(first, last, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-        store_upto(
-            out + column * channels + c, load(x + (r - top) * stride + (c - first) * op.width + column * WIDTH), valid);
+    T* out = op.y + (n * op.height + r) * op.width * channels;
+    for (int64_t column = tile.left; column < tile.right; column++) {
+      for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+        store_upto(out + column * channels + c, load(above + place(column, c)), valid);
       });
     }
   }
 }
 
 template <class T>
-void gated_conv_rows(
-    const GatedConv<T>& op, int64_t n, int64_t top, int64_t bottom, int64_t first, int64_t last, float* scratch) {
+void gated_conv_rows(const GatedConv<T>& op, int64_t n, const Tile& tile, float* scratch) {
   if (op.kernel == 1) {
-    gated_conv_rows_1x1(op, n, top, bottom, scratch);
+    gated_conv_rows_1x1(op, n, tile.top, tile.bottom, scratch);
   } else {
-    gated_conv_rows_3x3(op, n, top, bottom, first, last, scratch);
+    gated_conv_rows_3x3(op, n, tile, scratch);
   }
 }
 

@@ -48,15 +48,15 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
     }
     if (channels_last) {
       const int64_t strips = (op.height + STRIP - 1) / STRIP;
-      const int64_t block = kernel == 1 ? op.channels : gated_conv_block(op.width);
-      const int64_t blocks = (op.channels + block - 1) / block;
-      parallel(images * strips * blocks, [&](int64_t begin, int64_t end) {
+      const int64_t columns = kernel == 1 ? op.width : gated_conv_columns(op.channels);
+      const int64_t tiles = (op.width + columns - 1) / columns;
+      parallel(images * strips * tiles, [&](int64_t begin, int64_t end) {
         float* memory = scratch(gated_conv_rows_scratch(op.channels, op.width));
         for (int64_t i = begin; i < end; i++) {
-          const int64_t top = i / blocks % strips * STRIP, first = i % blocks * block;
-          kernels(tag).gated_conv_rows(
-              op, i / blocks / strips, top, std::min(op.height, top + STRIP), first,
-              std::min(op.channels, first + block), memory);
+          const int64_t top = i / tiles % strips * STRIP, tile = i % tiles;
+          const Tile place{
+              top, std::min(op.height, top + STRIP), op.width * tile / tiles, op.width * (tile + 1) / tiles};
+          kernels(tag).gated_conv_rows(op, i / tiles / strips, place, memory);
         }
       });
     } else {

@@ -30,6 +30,13 @@ struct Images {
   }
 };
 
+// Rows of two halves of `length` values, of which `count` are meant.
+struct Halves {
+  int64_t rows;
+  int64_t length;
+  int64_t count;
+};
+
 template <class T>
 struct LayerNorm2d {
   Images<const T> x;
@@ -277,9 +284,8 @@ struct Kernels {
   // As above; the sums over these panels for the weight and the bias go to sums [2, channels].
   void (*layer_norm_2d_backward)(
       const LayerNorm2dBackward<T>&, int64_t n, int64_t begin, int64_t end, float* sums, float* scratch);
-  // out[i] = a[i] * b[i];  da[i] = dy[i] * b[i], db[i] = dy[i] * a[i].
-  void (*multiply)(const T* a, const T* b, T* out, int64_t count);
-  void (*multiply_backward)(const T* dy, const T* a, const T* b, T* da, T* db, int64_t count);
+  void (*multiply)(const T* x, T* y, const Halves&);
+  void (*multiply_backward)(const T* dy, const T* x, T* dx, const Halves&);
   // Channel c of one image [2 * channels, pixels], rows of the tile; returns the sum of what it wrote.
   float (*depthwise_gate)(const Depthwise&, const T* x, T* gated, int64_t c, const Tile&, float* scratch);
   // Rows of one image [pixels, 2 * channels]; taps [9, 2 * channels]; the sums go to sums [channels].
@@ -294,17 +300,16 @@ struct Kernels {
   void (*naf_block_second)(
       const NAFBlock<T>&, int64_t n, const float* attention, int64_t begin, int64_t end, float* scratch);
 
-  // One plane of all images' channels, or of image n of channels_last rows [top, bottom) of channels [first, last); sums [2 K K + 1] or [2 K K + 1, channels] are
-  // the gradients of weight and bias from there.
+  // One plane of all images' channels, or a tile (full rows for 1x1) of image n, channels_last. Backward: one plane, or rows
+  // [top, bottom); sums [2 K K + 1] or [2 K K + 1, channels] are the gradients of weight and bias from there.
   void (*gated_conv_plane)(const GatedConv<T>&, int64_t plane, float* scratch);
-  void (*gated_conv_rows)(
-      const GatedConv<T>&, int64_t n, int64_t top, int64_t bottom, int64_t first, int64_t last, float* scratch);
+  void (*gated_conv_rows)(const GatedConv<T>&, int64_t n, const Tile&, float* scratch);
   void (*gated_conv_plane_backward)(const GatedConvBackward<T>&, int64_t plane, float* sums, float* scratch);
   void (*gated_conv_rows_backward)(
       const GatedConvBackward<T>&, int64_t n, int64_t top, int64_t bottom, float* sums, float* scratch);
 
   // out[n] = key . queries[n], all [depth]; returns key . key.
-  float (*dot_products)(const T* key, int64_t depth, const float* queries, int64_t count, float* out);
+  float (*dot_products)(const T* key, int64_t depth, const T* queries, int64_t count, float* out);
   // totals[m] [length] += sum over slots of weights[m][slot] * values[slot], `stride` apart, for m < count.
   void (*add_weighted)(
       const T* values, int64_t stride, int64_t slots, int64_t length, const float* const* weights, float* const* totals,
@@ -381,14 +386,14 @@ constexpr int64_t STRIP = 8;  // rows that the gated convolution makes at a time
 static inline int64_t gated_conv_plane_scratch(int64_t width, int64_t prior_width) {
   return 5 * (STRIP + 4) * (width + 3 * PANEL) + prior_width + PANEL;
 }
-// Channels that 3x3 makes at a time in channels_last: their strips of x and of the prior fit the second-level cache.
-static inline int64_t gated_conv_block(int64_t width) {
-  const int64_t floats = 96 << 10, fit = floats / (2 * (STRIP + 2) * width) / PANEL * PANEL;
-  return fit > PANEL ? fit : PANEL;
+// Columns that 3x3 makes at a time in channels_last: their strips of x and of the prior fit the second-level cache.
+static inline int64_t gated_conv_columns(int64_t channels) {
+  const int64_t fit = 12288 / channels;
+  return fit > 8 ? fit : 8;
 }
 static inline int64_t gated_conv_rows_scratch(int64_t channels, int64_t width) {
-  const int64_t row = channels * width, strips = 2 * (STRIP + 2) * gated_conv_block(width) * width;
-  return (row > strips ? row : strips) + PANEL;
+  const int64_t tile = (2 * (STRIP + 2) + 1) * (gated_conv_columns(channels) + 2) * padded(channels);
+  return (channels * width > tile ? channels * width : tile) + PANEL;
 }
 static inline int64_t gated_conv_rows_backward_scratch(int64_t channels, int64_t width) {
   return channels * (1 + 6 * width) + PANEL;

@@ -1,23 +1,14 @@
 // Panels: filling one from images of either memory format, writing one back, normalising it, and multiplying it.
 #pragma once
 
-#include <type_traits>
-
 #include "vec.h"
 
 namespace r2r::R2R_ISA {
 
 constexpr int STEPS = PANEL / WIDTH;
 
-// What a matrix product multiplies (F, below) is floats, or pairs of bfloat16 where the processor has dot products of them.
-// A panel of pairs is [channels / 2][PANEL], the channels an even number; so is a row of a matrix as PyTorch keeps it.
-#if defined(__AVX512BF16__)
-template <class T>
-constexpr bool MULTIPLIES_PAIRS = std::is_same_v<T, bfloat16>;
-#else
-template <class T>
-constexpr bool MULTIPLIES_PAIRS = false;
-#endif
+// What a matrix product multiplies (F, below) is floats or pairs of channels. A panel of pairs is [channels / 2][PANEL], the
+// channels an even number; so is a row of a matrix as PyTorch keeps it.
 template <class F>
 constexpr int CHANNELS_OF = std::is_same_v<F, ChannelPair> ? 2 : 1;
 
@@ -26,8 +17,8 @@ inline vec channel(const float* panel, int64_t c, int i) {
   return load(panel + (c + i) * PANEL);
 }
 inline vec channel(const ChannelPair* panel, int64_t c, int i) {
-  const ivec bits = (ivec)load(panel + ((c + i) >> 1) * PANEL);
-  return i % 2 ? (vec)(bits & (int)0xffff0000) : (vec)(bits << 16);
+  const vec pairs = load(panel + ((c + i) >> 1) * PANEL);
+  return i % 2 ? odd_of(pairs) : even_of(pairs);
 }
 // Channels [c, c + COUNT) of a panel at one step become value(0), value(1).
 template <int COUNT, class Value>

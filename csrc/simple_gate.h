@@ -1,4 +1,4 @@
-// The gate's product and its backward over a run of values: each is read and written once.
+// The gate's product and its backward over rows of two halves: each value is read and written once.
 #pragma once
 
 #include "vec.h"
@@ -6,20 +6,24 @@
 namespace r2r::R2R_ISA {
 
 template <class T>
-void multiply(const T* a, const T* b, T* out, int64_t count) {
-  for (int64_t i = 0; i < count; i += WIDTH) {
-    const int64_t left = count - i;
-    store_upto(out + i, load_upto(a + i, left) * load_upto(b + i, left), left);
+void multiply(const T* x, T* y, const Halves& at) {
+  for (int64_t row = 0; row < at.rows; row++, x += 2 * at.length, y += at.length) {
+    for (int64_t i = 0; i < at.count; i += WIDTH) {
+      const int64_t left = at.count - i;
+      store_upto(y + i, load_upto(x + i, left) * load_upto(x + at.length + i, left), left);
+    }
   }
 }
 
 template <class T>
-void multiply_backward(const T* dy, const T* a, const T* b, T* da, T* db, int64_t count) {
-  for (int64_t i = 0; i < count; i += WIDTH) {
-    const int64_t left = count - i;
-    const vec d = load_upto(dy + i, left);
-    store_upto(da + i, d * load_upto(b + i, left), left);
-    store_upto(db + i, d * load_upto(a + i, left), left);
+void multiply_backward(const T* dy, const T* x, T* dx, const Halves& at) {
+  for (int64_t row = 0; row < at.rows; row++, dy += at.length, x += 2 * at.length, dx += 2 * at.length) {
+    for (int64_t i = 0; i < at.count; i += WIDTH) {
+      const int64_t left = at.count - i;
+      const vec d = load_upto(dy + i, left), a = load_upto(x + i, left), b = load_upto(x + at.length + i, left);
+      store_upto(dx + i, d * b, left);
+      store_upto(dx + at.length + i, d * a, left);
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -53,8 +54,11 @@ inline half_vec narrow(vec value) {  // round to nearest even; a NaN stays one
 inline vec load(const float* p) {
   return *(const loose_vec*)p;
 }
+inline half_vec load_bits(const bfloat16* p) {
+  return *(const loose_half_vec*)p;
+}
 inline vec load(const bfloat16* p) {
-  return widen(*(const loose_half_vec*)p);
+  return widen(load_bits(p));
 }
 inline void store(float* p, vec value) {
   *(loose_vec*)p = value;
@@ -71,8 +75,8 @@ inline vec load_first(const float* p, int64_t n) {
 inline void store_first(float* p, vec value, int64_t n) {
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)value);
 }
-inline vec load_first(const bfloat16* p, int64_t n) {
-  return widen((half_vec)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p));
+inline half_vec load_first_bits(const bfloat16* p, int64_t n) {
+  return (half_vec)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
 }
 inline void store_first(bfloat16* p, vec value, int64_t n) {
   _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)narrow(value));
@@ -86,16 +90,19 @@ inline vec load_first(const float* p, int64_t n) {
 inline void store_first(float* p, vec value, int64_t n) {
   for (int64_t i = 0; i < n; i++) p[i] = value[i];
 }
-inline vec load_first(const bfloat16* p, int64_t n) {
+inline half_vec load_first_bits(const bfloat16* p, int64_t n) {
   half_vec bits{};
   for (int64_t i = 0; i < n; i++) bits[i] = p[i].bits;
-  return widen(bits);
+  return bits;
 }
 inline void store_first(bfloat16* p, vec value, int64_t n) {
   half_vec bits = narrow(value);
   for (int64_t i = 0; i < n; i++) p[i].bits = bits[i];
 }
 #endif
+inline vec load_first(const bfloat16* p, int64_t n) {
+  return widen(load_first_bits(p, n));
+}
 
 template <class T>
 inline vec load_upto(const T* p, int64_t n) {
@@ -119,19 +126,40 @@ struct ChannelPair {
 inline vec load(const ChannelPair* p) {
   return *(const loose_vec*)p;
 }
+// A product takes floats, or pairs of bfloat16 where the processor has dot products of them.
 #if defined(__AVX512BF16__)
-inline void store(ChannelPair* p, vec even, vec odd) {
-  const __m512i interleaved = _mm512_set_epi16(
+template <class T>
+constexpr bool MULTIPLIES_PAIRS = std::is_same_v<T, bfloat16>;
+
+inline vec interleave(__m512i halves) {
+  const __m512i order = _mm512_set_epi16(
       31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-  *(loose_vec*)p = (vec)_mm512_permutexvar_epi16(interleaved, halves);
+  return (vec)_mm512_permutexvar_epi16(order, halves);
+}
+inline vec pairs(half_vec even, half_vec odd) {
+  return interleave(_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)even), (__m256i)odd, 1));
+}
+inline void store(ChannelPair* p, vec even, vec odd) {
+  *(loose_vec*)p = interleave((__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
+}
+inline vec multiply_add_pairs(vec a, vec b, vec sum) {
+  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)b, (__m512bh)a);
 }
 inline vec multiply_add(ChannelPair weight, vec pairs, vec sum) {
   int32_t bits;
   __builtin_memcpy(&bits, &weight, sizeof(bits));
-  return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(bits));
+  return multiply_add_pairs((vec)_mm512_set1_epi32(bits), pairs, sum);
 }
+#else
+template <class T>
+constexpr bool MULTIPLIES_PAIRS = false;
 #endif
+inline vec even_of(vec pairs) {
+  return (vec)((ivec)pairs << 16);
+}
+inline vec odd_of(vec pairs) {
+  return (vec)((ivec)pairs & (int)0xffff0000);
+}
 inline vec multiply_add(float weight, vec x, vec sum) {
   return sum + weight * x;
 }

@@ -89,9 +89,21 @@ def test_two_runs_give_the_same_bits(kernel: int, device: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("shape", [(0, 4, 5, 6), (1, 4, 1, 1), (1, 4, 1, 9), (1, 4, 9, 1), (1, 2, 20, 300)])
+@pytest.mark.parametrize("shape", [(0, 4, 5, 6), (1, 4, 1, 1), (1, 4, 1, 9), (1, 4, 9, 1)])
 def test_small_and_empty_batches(shape: tuple[int, int, int, int], kernel: int, device: str) -> None:
     assert_follows(operator, inputs(shape, kernel, device=device), torch.float32)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 2, 20, 300), (1, 1000, 3, 40)])
+def test_several_strips_and_tiles(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, kernel: int, device: str
+) -> None:
+    for size in (shape[2:], (2, 5)):
+        x, prior, *rest = inputs(shape, kernel, size, device)
+        for name in ("contiguous", "channels_last"):
+            assert_follows(operator, [FORMATS[name](x), FORMATS[name](prior), *rest], dtype)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
