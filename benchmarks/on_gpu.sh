@@ -88,7 +88,7 @@ measure() { # name, pytest arguments
 
 piece_bench() { measure bench benchmarks --quick; }
 piece_bench-operators() {
-    measure bench-operators benchmarks/test_{layer_norm_2d,simple_gate,depthwise_gate,bank_retrieve,slot_conv,gated_conv}.py
+    measure bench-operators benchmarks/test_{layer_norm_2d,simple_gate,depthwise_gate,upsample_add,local_mean_2d,bank_retrieve,slot_conv,gated_conv}.py
 }
 piece_bench-blocks() { measure bench-blocks benchmarks/test_naf_block.py; }
 piece_bench-model() { measure bench-model benchmarks/test_model.py; }

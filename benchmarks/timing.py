@@ -41,7 +41,7 @@ class Effort:
 
 
 QUICK = Effort(seconds=1.5, least=3, most=20)
-FULL = Effort(seconds=10.0, least=5, most=100)
+FULL = Effort(seconds=5.0, least=3, most=100)
 
 
 @dataclass
