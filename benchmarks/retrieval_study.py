@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from r2r.fast import R2R
 from r2r.data.dataset import TrainingPairs
 from r2r.data.sources import build_source
+from r2r.fast import R2R
 from r2r.losses import LossWeights, classification, restoration_loss
 from r2r_kernels.nn import BankRetrieval
 from r2r_kernels.reference import task_mask
