@@ -11,7 +11,6 @@ import copy
 import csv
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -22,12 +21,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from r2r import fast, ranks
 from r2r.config import FREE, PhaseConfig, TrainConfig
-from r2r.data.dataset import Key, TrainingPairs, worker_init
+from r2r.data.dataset import TrainingPairs, worker_init
 from r2r.data.sampler import EpochSampler
 from r2r.data.sources import build_source
 from r2r.errors import InputError
@@ -78,22 +77,6 @@ def build_model(config: TrainConfig, mixtures: bool) -> R2R:
         return kind(tasks=config.tasks, **{**PRESETS[config.preset], "mixtures": mixtures, **config.model})
     except (TypeError, ValueError) as error:
         raise InputError(f"model: {error}") from error
-
-
-class Shares(Sampler[list[Key]]):
-    """The part of each batch that this process makes: of the half that is restored and of the half that builds the bank
-    in pretraining, so that all halves together are those of one process."""
-
-    def __init__(self, sampler: EpochSampler) -> None:
-        self.sampler = sampler
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for keys in self.sampler:
-            restored = len(keys) // 2 if self.sampler.bank else len(keys)
-            yield [*ranks.share(keys[:restored]), *ranks.share(keys[restored:])]
 
 
 class Trainer:
@@ -166,7 +149,7 @@ class Trainer:
         )
         loader: DataLoader[Any] = DataLoader(
             self.datasets[name],
-            batch_sampler=Shares(sampler),
+            batch_sampler=sampler,
             num_workers=self.config.workers,
             persistent_workers=self.config.workers > 0,
             worker_init_fn=worker_init,
