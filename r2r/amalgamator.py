@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r2r import ranks
 from r2r.backbone import Encoder
 from r2r.bank import DegradationBank
 from r2r_kernels.nn import SlotConv3d
@@ -138,24 +139,20 @@ class Amalgamator(nn.Module):
         if not self.shuffle:
             return torch.arange(self.capacity, device=device).expand(tasks, -1)
         order = torch.rand(tasks, self.capacity, device=device).argsort(1)
-        if _several_ranks():
+        if ranks.number() > 1:
             dist.broadcast(order, src=0)
         return order
 
 
-def _several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def _gather(x: Tensor) -> Tensor:
     """The rows of all ranks, so that they build one bank and share its BatchNorm statistics; gradients flow back."""
-    return _Gather.apply(x) if _several_ranks() else x
+    return _Gather.apply(x) if ranks.number() > 1 else x
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(ranks.number())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
@@ -163,7 +160,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+        return total.chunk(ranks.number())[ranks.rank()]
 
 
 def _fill(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,6 +88,7 @@ def train(
 
     Example: `r2r train configs/five_tasks.yaml out=runs/five pretrain.epochs=60`
     """
+    from r2r import ranks
     from r2r.config import load_config
     from r2r.training import Trainer
 
@@ -98,10 +100,12 @@ def train(
         if value is not None:
             pairs.append(f"{key}={value}")
     settings = load_config(config, pairs)
-    display = TrainingDisplay()
-    with display.progress:
-        model = Trainer(settings, display).run()
-    console.print(f"done: {settings.out}/last ({', '.join(model.tasks)}), log in {settings.out}/log.csv")
+    with ranks.joined(settings.device) as settings.device:
+        display = TrainingDisplay()
+        with display.progress if ranks.rank() == 0 else nullcontext():
+            model = Trainer(settings, display).run()
+        if ranks.rank() == 0:
+            console.print(f"done: {settings.out}/last ({', '.join(model.tasks)}), log in {settings.out}/log.csv")
 
 
 class TrainingDisplay:

@@ -1,7 +1,8 @@
 """Training: pretraining in two stages, then finetuning on the frozen bank (R2R, sections 3.5 and 4.1).
 
 A run can be killed at any moment. Everything random follows from the seed and the position in the run, so a run that
-goes on from `last.ckpt` ends with the weights it would have had.
+goes on from `last.ckpt` ends with the weights it would have had. Several processes (`r2r.ranks`) share each batch; all
+hold the same weights and the same bank, and the first one validates and writes.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import copy
 import csv
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from r2r import fast
+from r2r import fast, ranks
 from r2r.config import FREE, PhaseConfig, TrainConfig
 from r2r.data.dataset import TrainingPairs, worker_init
 from r2r.data.sampler import EpochSampler
@@ -82,7 +85,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, display: Display | None = None) -> None:
         """Check everything before any work; go on where `config.out` holds a run of the same settings."""
         self.config = config
-        self.display = display or Silent()
+        self.leads = ranks.rank() == 0
+        self.display = display if display and self.leads else Silent()
         self.out = Path(config.out)
         self.device = pick_device(config.device)
         self.sources = [build_source(entry, config.tasks) for entry in config.data]
@@ -105,13 +109,16 @@ class Trainer:
         self.rows: list[dict[str, Any]] = []
         self.optimiser = self._optimiser()
         self._resume()
+        self.network = self._shared()
 
     # -- the run --------------------------------------------------------------------------------------------------
 
     def run(self) -> R2R:
         """Train to the end; returns the final model (averaged weights where there are any), in eval mode."""
-        self._write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
-        with SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) as self.board:
+        if self.leads:
+            self._write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+        board: Any = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if self.leads else nullcontext()
+        with board as self.board:
             for name, phase in self._phases():
                 if name == "pretrain" and self.phase == "finetune":
                     continue
@@ -120,7 +127,8 @@ class Trainer:
                 if self.epoch < phase.epochs:
                     self._run_phase(name, phase)
         final = self.final_model()
-        final.save_pretrained(self.out / "last")
+        if self.leads:
+            final.save_pretrained(self.out / "last")
         return final
 
     def final_model(self) -> R2R:
@@ -161,7 +169,7 @@ class Trainer:
                 self.display.say(f"{skipped} training files could not be read and were skipped")
             self._validate(name, last=self.epoch == phase.epochs)
             self._save()
-            if not self.model.bank.empty:
+            if self.leads and not self.model.bank.empty:
                 self._shown().save_pretrained(self.out / "last")
 
     def _run_epoch(self, name: str, phase: PhaseConfig, loader: DataLoader[Any], per_epoch: int) -> None:
@@ -177,7 +185,7 @@ class Trainer:
             lq, hq = (x.to(self.device, memory_format=torch.channels_last, non_blocking=True) for x in (lq, hq))
             batch = [lq, hq, labels.to(self.device, non_blocking=True)]
             tally.add(self._forward_backward(name, batch, stage, phase.accumulate))
-            images += len(lq)
+            images += len(lq) * ranks.number()
             self.batch += 1
             if self.batch % phase.accumulate == 0 or self.batch == per_epoch:
                 self._update()
@@ -200,7 +208,7 @@ class Trainer:
             reference_labels = labels[half:]
             lq, hq, labels = lq[:half], hq[:half], labels[:half]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output = self.model(lq, labels, reference=reference, stage=stage)
+            output = self.network(lq, labels, reference=reference, stage=stage)
         terms = restoration_loss(output, hq, labels, reference_labels, self.weights)
         (terms["total"] / accumulate).backward()
         with torch.no_grad():
@@ -226,10 +234,11 @@ class Trainer:
             if self.ema is not None:
                 self._averaged_model(self.ema).amalgamator = None
             self.optimiser = self._optimiser()
+            self.network = self._shared()
         self.phase, self.epoch, self.batch = "finetune", 0, 0
 
     def _validate(self, name: str, last: bool) -> None:
-        if not self.held_out or (self.epoch % self.config.validate_every and not last):
+        if not self.leads or not self.held_out or (self.epoch % self.config.validate_every and not last):
             return
         result = evaluate(self._shown(), self.held_out, self.device, told=False)
         row = {"valid_psnr": result.psnr, "valid_accuracy": result.accuracy}
@@ -248,6 +257,14 @@ class Trainer:
 
     def _optimiser(self) -> torch.optim.Adam:
         return torch.optim.Adam(self.model.parameters(), lr=0.0, betas=(0.9, 0.999), fused=True)
+
+    def _shared(self) -> nn.Module:
+        """The model, or with several processes the one that averages its gradients over them."""
+        if ranks.number() == 1:
+            return self.model
+        # Every process makes the same buffers: the bank and BatchNorm see the pairs of all.
+        unused = self.weights.degradation == 0
+        return DistributedDataParallel(self.model, broadcast_buffers=False, find_unused_parameters=unused)
 
     def _averaged(self) -> AveragedModel:
         def average(averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
@@ -275,6 +292,13 @@ class Trainer:
         ]
         if lacking:
             raise InputError(f"no data source for the task {lacking[0]!r}")
+        for name, phase in self._phases():
+            multiple = ranks.number() * (2 if name == "pretrain" and ranks.number() > 1 else 1)
+            if phase.epochs and phase.batch_size % multiple:
+                raise InputError(
+                    f"{name}.batch_size is {phase.batch_size}, which {ranks.number()} processes cannot share; "
+                    f"accepted: multiples of {multiple}"
+                )
 
     def _check_finite(self, row: dict[str, float]) -> None:
         if not math.isfinite(row["total"]):
@@ -286,6 +310,8 @@ class Trainer:
     # -- what is kept ---------------------------------------------------------------------------------------------
 
     def _log(self, phase: str, row: dict[str, float]) -> None:
+        if not self.leads:
+            return
         self.rows.append({"phase": phase, "epoch": self.epoch, "step": self.step, **row})
         for key, value in row.items():
             self.board.add_scalar(f"{'valid' if key.startswith('valid') else 'train'}/{key}", value, self.step)
@@ -300,6 +326,8 @@ class Trainer:
         """Write `last.ckpt` beside and rename it. A state with NaN in it is refused, the last good one stays."""
         if not all(bool(x.isfinite().all()) for x in self.model.parameters()):
             raise InputError(f"the weights are not finite at step {self.step}; {self.out / 'last.ckpt'} is from before")
+        if not self.leads:
+            return
         state = {
             "config": _settings(self.config),
             "model": self.model.state_dict(),
@@ -350,7 +378,7 @@ class Trainer:
     def _cut_log(self) -> None:
         """Drop the rows of the log that the run will write again."""
         path = self.out / "log.csv"
-        if not path.exists():
+        if not self.leads or not path.exists():
             return
         with path.open(newline="") as file:
             self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.step]
@@ -365,7 +393,7 @@ class Trainer:
 
 
 class Tally:
-    """Running means of scalars that stay on the device until they are taken."""
+    """Running means of scalars, over all processes, that stay on the device until they are taken."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -378,7 +406,7 @@ class Tally:
         self.number += 1
 
     def take(self) -> dict[str, float]:
-        means = {key: float(value) / self.number for key, value in self.sums.items()}
+        means = {key: float(ranks.mean(value)) / self.number for key, value in self.sums.items()}
         self.sums, self.number = {}, 0
         return means
 

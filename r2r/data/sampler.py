@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from r2r import ranks
 from r2r.data.dataset import Key, Source
 from r2r.errors import InputError
 
@@ -19,7 +20,8 @@ class EpochSampler(Sampler[list[Key]]):
 
     An epoch shows each pair of each source `repeat` times in an order of its own and drops what does not fill a batch.
     With `steps` it is that many batches instead, with equal chances for each task (each set of labels, for mixtures).
-    Iteration starts at the position last set and goes to the end of that epoch; it does not move the position.
+    Iteration starts at the position last set and goes to the end of that epoch; it does not move the position. Of
+    several processes (`r2r.ranks`) each gets its share of what is restored and of what builds the bank.
     Raises InputError, with `bank`, for a batch too small to hold every task in its second half, and for a task without
     photos; always for sources that do not fill one batch.
     """
@@ -86,7 +88,9 @@ class EpochSampler(Sampler[list[Key]]):
             if self.bank:
                 samples = self._complete(samples, rng)
             draws = rng.integers(2**63, size=self.batch_size, dtype=np.uint64)
-            yield [(int(source), int(pair), int(draw)) for (source, pair), draw in zip(samples, draws, strict=True)]
+            keys = [(int(source), int(pair), int(draw)) for (source, pair), draw in zip(samples, draws, strict=True)]
+            restored = self.batch_size // 2 if self.bank else self.batch_size
+            yield [*ranks.share(keys[:restored]), *ranks.share(keys[restored:])]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         """All (source, pair) of an epoch, int64 [samples, 2], shuffled."""

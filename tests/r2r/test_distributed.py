@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from skimage import data
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from r2r import R2R
+from r2r.data.images import write_rgb
 from r2r.losses import LossWeights, restoration_loss
 from tests.conftest import TINY
 
@@ -61,3 +69,47 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
             torch.testing.assert_close(got["bank"][name], buffer)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(got["gradients"][name], parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    """`r2r train` by torchrun: the same weights and bank, and one log; both phases, both stages, averaged weights."""
+    for name, photo in (("astronaut", data.astronaut()), ("coffee", data.coffee())):
+        write_rgb(tmp_path / "photos" / f"{name}.png", photo[:96, :96].astype("float32") / 255)
+    (tmp_path / "config.yaml").write_text(
+        "tasks: [denoise, lowlight]\n"
+        "data: [{task: denoise, clean: photos}, {task: lowlight, clean: photos}]\n"
+        "validation: [{task: denoise, clean: photos, sigma: 25}]\n"
+        f"preset: tiny\nmodel: {json.dumps(TINY)}\n"
+        "pretrain: {epochs: 2, steps: 3, crop: 32, batch_size: 8, accumulate: 2, lr: 1.0e-3}\n"
+        "finetune: {epochs: 1, steps: 2, crop: 32, batch_size: 4, lr: 1.0e-4}\n"
+        "workers: 0\nlog_every: 1\ndevice: cpu\n"
+    )
+    command = [Path(sys.executable).with_name("r2r"), "train", tmp_path / "config.yaml"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for start, out in (([], "one"), (torchrun, "two")):
+        arguments = [str(part) for part in [*start, *command, f"out={tmp_path / out}"]]
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr
+    one, two = (R2R.from_pretrained(tmp_path / out / "last").state_dict() for out in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    logs = []
+    for out in ("one", "two"):
+        with (tmp_path / out / "log.csv").open(newline="") as file:
+            logs.append(list(csv.DictReader(file)))
+    assert [(row["phase"], row["step"]) for row in logs[0]] == [(row["phase"], row["step"]) for row in logs[1]]
+    assert len(logs[0]) == 11
+    for ours, theirs in zip(*logs, strict=True):
+        for key in ("total", "psnr", "accuracy", "valid_psnr"):
+            assert float(ours[key] or 0) == pytest.approx(float(theirs[key] or 0), rel=1e-3)
+
+
+def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command += [str(Path(sys.executable).with_name("r2r")), "train", "tasks=[denoise]", f"out={tmp_path / 'run'}"]
+    write_rgb(tmp_path / "photos" / "astronaut.png", data.astronaut()[:96, :96].astype("float32") / 255)
+    command += [f"data=[{{task: denoise, clean: {tmp_path / 'photos'}}}]", "preset=tiny", "device=cpu"]
+    done = subprocess.run([*command, "pretrain.batch_size=6"], capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "error: pretrain.batch_size is 6, which 2 processes cannot share; accepted: multiples of 4" in done.stderr
