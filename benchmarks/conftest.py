@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator
 from dataclasses import asdict
 from datetime import datetime
@@ -75,6 +76,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     refusal = stamp.refusal(stamp.read(config), code, stamp.device_name())
     device = torch.device(config.getoption("device"))
     config.stash[_SESSION] = Session(device, quick, config.getoption("time_limit"), code, refusal)
+    if not quick:  # "first call" holds all of the compiling, and no file that a killed run left half-written is met
+        cache = tempfile.TemporaryDirectory(prefix="r2r-benchmarks-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
     storage: Any = config._benchmarksession  # type: ignore[attr-defined]
     storage.quiet = True  # the table below says more
     storage.autosave = storage.autosave or f"{datetime.now():%Y%m%d_%H%M%S}_{'quick' if quick else 'full'}"
