@@ -35,6 +35,7 @@ REFERENCE = "eager reference"
 COMPILE = "torch.compile"
 MAX_AUTOTUNE = "torch.compile max-autotune"
 FROZEN = "ours frozen"
+EXACT = "eager in float32"
 GRAPH = "ours CUDA graph"
 
 TOO_LONG = "left out by --quick: compiling the whole model takes a minute or more"
@@ -50,8 +51,11 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Rival:
+    """timed: False for one that is only there for its answers, the first."""
+
     name: str
     prepare: Callable[[], Contender]
+    timed: bool = True
 
 
 def unavailable(name: str, reason: str) -> Rival:
@@ -95,7 +99,8 @@ def operator_rivals(
 
     operator: its name in `r2r_kernels.functional`. published: the module as published, where it is not known by its
     class. backward: float inputs and parameters get gradients. images: channels_last means something. compiling: with
-    the rivals that compile.
+    the rivals that compile. In half precision answers are compared with those of float32, as sums over a large image
+    leave eager's own gradients with few digits.
     """
     gpu = inputs[0].is_cuda
     fused = copy.deepcopy(module)
@@ -105,23 +110,30 @@ def operator_rivals(
     same = getattr(functional, operator) is getattr(reference, operator)
     note = "plain PyTorch so far" if same else ""
 
-    def call(source: nn.Module, channels_last: bool, mode: str | None = "") -> Callable[[], Any]:
+    def call(
+        source: nn.Module, channels_last: bool, mode: str | None = "", dtype: torch.dtype | None = None
+    ) -> Callable[[], Any]:
         layout = torch.channels_last if channels_last and images else torch.contiguous_format
         given = [x.detach().clone(memory_format=layout if x.dim() == 4 else torch.contiguous_format) for x in inputs]
-        owned = copy.deepcopy(source)
+        given = [x.to(dtype) if dtype and x.is_floating_point() else x for x in given]
+        owned = copy.deepcopy(source).to(dtype=dtype)
         if layout is torch.channels_last:
             owned = owned.to(memory_format=layout)  # type: ignore[call-overload]
         function = owned if mode == "" else torch.compile(owned, mode=mode, dynamic=False)
         if not backward:
             return functools.partial(forward, function, given)
         wanted = [x.requires_grad_() for x in given if x.is_floating_point()] + list(owned.parameters())
-        start = [seed.contiguous(memory_format=layout) if seed.dim() == 4 else seed for seed in seeds(module, given)]
+        start = [seed.to(dtype or seed.dtype) for seed in seeds(module, inputs)]
+        start = [seed.contiguous(memory_format=layout) if seed.dim() == 4 else seed for seed in start]
         return functools.partial(forward_backward, function, given, wanted, start)
 
     def rival(name: str, source: nn.Module, channels_last: bool, mode: str | None = "", note: str = "") -> Rival:
         return Rival(name, lambda: Contender({"": call(source, channels_last, mode)}, note))
 
     rivals = [rival(EAGER, published or published_form(module), False)]
+    if inputs[0].dtype != torch.float32:
+        exact = Rival(EXACT, lambda: Contender({"": call(module, False, dtype=torch.float32)}), timed=False)
+        rivals.insert(0, exact)
     rivals.append(rival(CHANNELS_LAST if images else REFERENCE, module, True))
     if compiling:
         rivals.append(rival(COMPILE, module, True, None))
