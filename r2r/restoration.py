@@ -235,9 +235,11 @@ class _Window(NamedTuple):
 
 
 def _windows(length: int, side: int, stride: int) -> list[_Window]:
-    """Evenly spread windows of `side` pixels over `length`, multiples of `stride`; the weights sum to 1 everywhere."""
-    side = min(side, length)
-    number = 1 if side == length else math.ceil((length - OVERLAP) / (side - OVERLAP))
+    """Evenly spread windows over `length`: as few of `side` pixels as cover it, then no larger than it takes; multiples
+    of `stride`. The weights sum to 1 everywhere."""
+    number = 1 if side >= length else math.ceil((length - OVERLAP) / (side - OVERLAP))
+    enough = math.ceil((length + (number - 1) * OVERLAP) / number / stride) * stride
+    side = min(side, length, max(enough, _SMALLEST_TILE))
     starts = [(length - side) * index // max(number - 1, 1) // stride * stride for index in range(number)]
     weights = torch.zeros(number, length)
     for weight, start in zip(weights, starts, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import skimage.data
 import torch
 from PIL import Image, ImageCms
 
-from r2r import R2R, InputError
+from r2r import R2R, InputError, restoration
 from r2r.data.images import Photo, read_photo, write_photo, write_rgb
 from r2r.restoration import REPORT, plan_outputs, restore_files, restore_photo
 
@@ -65,6 +66,24 @@ def test_tiles_show_no_seams_and_share_one_query(tiny_model: R2R) -> None:
     assert difference.max() < 0.1 * change
     assert tiled.tasks == whole.tasks
     assert list(tiled.scores.values()) == pytest.approx(list(whole.scores.values()), rel=0.01)
+
+
+@pytest.mark.parametrize("length", [192, 208, 640, 896, 1024, 4000, 6000])
+@pytest.mark.parametrize("side", [192, 208, 544, 880])
+def test_windows_cover_a_side_and_repeat_no_more_than_their_overlap(length: int, side: int) -> None:
+    windows = restoration._windows(length, side, 16)
+    total = torch.zeros(length)
+    for start, stop, weight in windows:
+        assert 0 <= start < stop <= length
+        assert stop - start <= side
+        total[start:stop] += weight
+    torch.testing.assert_close(total, torch.ones(length))
+    shared = [before.stop - after.start for before, after in itertools.pairwise(windows)]
+    assert all(overlap >= restoration.OVERLAP for overlap in shared)
+    if windows[0].stop > restoration._SMALLEST_TILE:
+        assert sum(window.stop - window.start for window in windows) <= length + len(windows) * (
+            restoration.OVERLAP + 16
+        )
 
 
 def test_without_channel_attention_a_tiled_query_and_result_are_those_of_the_whole(tiny_model: R2R) -> None:
