@@ -64,7 +64,7 @@ def _bar(*columns: Any) -> Progress:
 def demo(
     out: Annotated[Path, typer.Option(help="Where the page, the pictures and the model go.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Another seed trains another model.")] = 0,
-    minutes: Annotated[float, typer.Option(help="Roughly how long to train, at most.")] = 3.75,
+    minutes: Annotated[float, typer.Option(help="Roughly how long to train, at most.")] = 3.5,
     eager: EagerOption = False,
 ) -> None:
     """Train a small model here, on photos that come with scikit-image, and look at what it restores.
