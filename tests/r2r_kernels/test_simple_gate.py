@@ -49,6 +49,14 @@ def test_small_and_empty_batches(shape: tuple[int, int, int, int]) -> None:
     assert_follows(operator, inputs(shape), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 32, 40, 70), (3, 7, 50, 61)])
+def test_more_than_one_task_of_the_threads(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    (x,) = inputs(shape)
+    for name in ("contiguous", "channels_last"):
+        assert_follows(operator, [FORMATS[name](x)], dtype)
+
+
 def test_opcheck() -> None:
     for name in ("contiguous", "channels_last"):
         x = FORMATS[name](torch.randn(2, 6, 5, 4)).requires_grad_()
