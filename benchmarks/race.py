@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -93,7 +94,7 @@ class Race:
                 continue
             first_calls[rival.name] = time.perf_counter() - start
             distance = apart(got, truth[1], baseline)
-            if rival.name == runs.EAGER:
+            if rival.name == runs.EAGER and math.isfinite(distance):
                 allowed = max(allowed, 2 * distance)
             if distance <= allowed:
                 contenders[rival.name] = contender
