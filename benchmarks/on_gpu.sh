@@ -91,7 +91,7 @@ piece_bench-operators() {
     measure bench-operators benchmarks/test_{layer_norm_2d,simple_gate,depthwise_gate,upsample_add,local_mean_2d,bank_retrieve,slot_conv,gated_conv}.py
 }
 piece_bench-blocks() { measure bench-blocks benchmarks/test_naf_block.py; }
-piece_bench-model() { measure bench-model benchmarks/test_model.py; }
+piece_bench-model() { measure bench-model benchmarks/test_model.py benchmarks/test_nafnet.py; }
 piece_bench-training() { measure bench-training benchmarks/test_training_step.py; }
 piece_bench-scaling() { measure bench-scaling benchmarks/test_scaling.py; }
 

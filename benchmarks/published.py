@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2r import R2R
+from r2r.backbone import Decoder, Encoder
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, LayerNorm2d, NAFBlock
 
 
@@ -33,6 +34,22 @@ class PublishedNAFBlock(NAFBlock):
         y = x + self.conv3(gated * self.sca(gated)) * self.beta
         first, second = self.conv4(self.norm2(y)).chunk(2, dim=1)
         return y + self.conv5(first * second) * self.gamma
+
+
+class NAFNet(nn.Module):
+    """[N, 3, H, W] -> [N, 3, H, W], H and W multiples of its stride; its blocks are those of `r2r_kernels.nn`."""
+
+    def __init__(
+        self, width: int, encoder_blocks: tuple[int, ...], middle_blocks: int, decoder_blocks: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.intro, self.ending = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 3, padding=1)
+        self.encoder = Encoder(width, encoder_blocks, middle_blocks, eager=True)
+        self.decoder = Decoder(width, decoder_blocks, eager=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        deep, skips, _ = self.encoder(self.intro(image))
+        return image + self.ending(self.decoder(deep, skips))
 
 
 class PublishedRetrieval(nn.Module):

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import r2r_kernels
 from benchmarks.published import AS_PUBLISHED, as_published
 from benchmarks.runs import EAGER, OURS
 from benchmarks.timing import Contender
@@ -296,6 +297,31 @@ def inference_rivals(
     if device.type == "cuda":
         rivals.append(Rival(GRAPH, lambda: captured(call(build_model(GRAPH, preset, device, dtype), True))))
     return rivals
+
+
+def nafnet_rivals(net: nn.Module, image: Tensor, quick: bool = False) -> list[Rival]:
+    """Restoring image [N, 3, H, W] with a published NAFNet; ours is that, accelerated, and nothing else changed."""
+
+    def call(build: Callable[[], Function], channels_last: bool = False) -> Callable[[], Contender]:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        given = [image.contiguous(memory_format=layout)]
+        return lambda: Contender({"": functools.partial(forward, build(), given)})
+
+    def channels_last() -> nn.Module:
+        return copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def accelerated() -> nn.Module:
+        swapped = published_form(net)
+        r2r_kernels.accelerate(swapped)
+        return swapped
+
+    compiled = Rival(COMPILE, call(lambda: torch.compile(channels_last(), dynamic=False), True))
+    return [
+        Rival(EAGER, call(lambda: published_form(net))),
+        Rival(CHANNELS_LAST, call(channels_last, True)),
+        unavailable(COMPILE, TOO_LONG) if quick else compiled,
+        Rival(OURS, call(accelerated)),
+    ]
 
 
 def photo_rivals(

@@ -143,6 +143,20 @@ def encoder(
     return {"naf_block": naf, "conv2d": convs}
 
 
+def backbone(n: int, h: int, w: int, itemsize: int, sizes: dict[str, Any], backward: bool = False) -> dict[str, Work]:
+    """By operator: a NAFNet, without the addition of its input. h, w: multiples of its stride."""
+    width, levels = sizes["width"], len(sizes["encoder_blocks"])
+    work = encoder(n, h, w, width, sizes["encoder_blocks"], sizes["middle_blocks"], itemsize, backward)
+    work["conv2d"] += conv2d(n, 3, width, h, w, 3, itemsize, backward=backward)
+    work["conv2d"] += conv2d(n, width, 3, h, w, 3, itemsize, backward=backward)
+    work["upsample_add"] = Work()
+    for level, number in zip(reversed(range(levels)), sizes["decoder_blocks"], strict=True):
+        c, high, wide = width << level, h >> level, w >> level
+        work["upsample_add"] += upsample_add(n, c, high, wide, itemsize, backward)
+        work["naf_block"] += naf_block(n, c, high, wide, itemsize, backward) * number
+    return work
+
+
 def model(
     n: int, h: int, w: int, itemsize: int, sizes: dict[str, Any], tasks: int, backward: bool = False
 ) -> dict[str, Work]:
@@ -150,27 +164,16 @@ def model(
     width, levels = sizes["width"], len(sizes["encoder_blocks"])
     stride, deepest = 1 << levels, width << levels
     h, w = h + -h % stride, w + -w % stride
-    work = encoder(n, h, w, width, sizes["encoder_blocks"], sizes["middle_blocks"], itemsize, backward)
-    convs, naf = work["conv2d"], work["naf_block"]
-    convs += conv2d(n, 3, width, h, w, 3, itemsize, backward=backward)
-    convs += conv2d(n, width, 3, h, w, 3, itemsize, backward=backward)
-    convs += conv2d(n, deepest, 2 * width + deepest, h // stride, w // stride, 3, itemsize, backward=backward)
-    bank, capacity, ups = sizes["bank_size"] ** 2, sizes["capacity"], Work()
-    for level, number in zip(reversed(range(levels)), sizes["decoder_blocks"], strict=True):
-        c, high, wide = width << level, h >> level, w >> level
-        ups += upsample_add(n, c, high, wide, itemsize, backward)
-        naf += naf_block(n, c, high, wide, itemsize, backward) * number
-    return {
-        "naf_block": naf,
-        "conv2d": convs,
-        "upsample_add": ups,
-        "bank_retrieve": bank_retrieve(
-            n, tasks, capacity - capacity // 5 + 1, 2 * width * bank, deepest * bank, itemsize, backward=backward
-        ),
-        "gated_conv": gated_conv(
-            n, deepest, h // stride, w // stride, 1, itemsize, prior=n * deepest * bank, backward=backward
-        ),
-    }
+    bank, capacity = sizes["bank_size"] ** 2, sizes["capacity"]
+    work = backbone(n, h, w, itemsize, sizes, backward)
+    work["conv2d"] += conv2d(n, deepest, 2 * width + deepest, h // stride, w // stride, 3, itemsize, backward=backward)
+    work["bank_retrieve"] = bank_retrieve(
+        n, tasks, capacity - capacity // 5 + 1, 2 * width * bank, deepest * bank, itemsize, backward=backward
+    )
+    work["gated_conv"] = gated_conv(
+        n, deepest, h // stride, w // stride, 1, itemsize, prior=n * deepest * bank, backward=backward
+    )
+    return work
 
 
 def amalgamator(

@@ -213,9 +213,8 @@ def _children(module: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, 
 def accelerate(model: nn.Module) -> Swaps:
     """Swap the NAF blocks, and the LayerNorm2d and SimpleGate outside them, for the fused operators, in place.
 
-    Works for NAFNet, its variant with local attention (whose blocks stay, with their norms and gates swapped) and what
-    descends from them. Print what it returns to see what was swapped and what was left alone, and why. Dropout keeps
-    its meaning. Call it before compiling the model.
+    Works for NAFNet, its variant with local attention (TLC) and what descends from them. Print what it returns to see
+    what was swapped and what was left alone, and why. Dropout keeps its meaning. Call it before compiling the model.
     """
     swaps = Swaps()
     outcomes: dict[nn.Module, Swapped | str] = {}
