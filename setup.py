@@ -25,7 +25,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
 SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in CSRC.glob("*.c*") if p.suffix in (".cpp", ".cu"))
-HEADERS = sorted(p.relative_to(ROOT).as_posix() for p in CSRC.glob("*.h"))
+HEADERS = sorted(p.relative_to(ROOT).as_posix() for p in CSRC.glob("*.*h"))
 
 # Link order matters: of code that is not specific to an instruction set, the first copy is kept.
 INSTRUCTION_SETS = {"baseline": ""}

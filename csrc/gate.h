@@ -1,6 +1,6 @@
 // What one element of the gated convolution means (R2R, section 3.4): z = grouped convolution of (x, prior) + bias,
 // gate = sigmoid(z), y = x + gate * (prior - x), and its gradients. Templates on the value's type: vectors of floats on a
-// CPU (gated_conv.h), a float on a GPU (gated_conv_cuda.cu), where only the exponential differs.
+// CPU (gated_conv.h), a float on a GPU (gated_conv.cuh), where only the exponential differs.
 //
 // A convolution of K x K has 2 K K taps a channel: those of x, then those of the prior.
 #pragma once
@@ -51,6 +51,26 @@ template <class V>
 R2R_INLINE V sigmoid(V z) {
   return 1.0f / (1.0f + exponential(-z));
 }
+
+#if !defined(__CUDACC__)
+// The sigmoid where what follows is rounded to T: to bfloat16, 14 bits of it are enough, and take a fifth less time.
+template <class T>
+R2R_INLINE vec gate_of(vec z) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    const __m512 t = (__m512)(z * -1.44269504f);
+    const vec r = (vec)_mm512_maskz_reduce_ps((__mmask16)-1, t, 1);
+    vec p = splat(7.90204e-2f);
+    p = p * r + 2.241397e-1f;
+    p = p * r + 6.968404e-1f;
+    p = p * r + 9.998012e-1f;
+    const vec power = (vec)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, t);
+    return (vec)_mm512_maskz_rcp14_ps((__mmask16)-1, (__m512)(1.0f + power));
+  }
+#endif
+  return sigmoid(z);
+}
+#endif
 
 template <class V>
 R2R_INLINE V blend(V x, V prior, V gate) {

@@ -87,6 +87,15 @@ R2R_INLINE void slide(
   }
 }
 
+// A vector of the result.
+template <class T>
+R2R_INLINE void put_result(const GatedConv<T>& op, T* p, vec value, int64_t valid) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (op.streams) return stream(p, value);
+  }
+  store_upto(p, value, valid);
+}
+
 // -- planes (NCHW): vectors of neighbouring pixels ---------------------------------------------------------------------
 // Rows are staged with zeros on both sides, so that no tap needs a mask.
 
@@ -118,17 +127,26 @@ inline void stage_rows(const T* x, const Prior* prior, int64_t width, float* to)
 template <class T>
 inline void resize_row(const GatedConv<T>& op, const T* plane, Window rows, float* line, float* to) {
   const float scale = 1.0f / (float)(rows.end - rows.begin);
-  for_vectors(0, op.prior_width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
+  const auto mean = [&](int64_t i, int64_t valid) R2R_ALWAYS {
     vec total{};
     for (int64_t r = rows.begin; r < rows.end; r++) total += load_upto(plane + r * op.prior_width + i, valid);
-    store(line + i, total * scale);
-  });
+    return total * scale;
+  };
+  if (op.prior_width <= WIDTH && op.prior_width <= op.width) {  // windows are one place or two, all in a register
+    const vec places = mean(0, op.prior_width);
+    for (int64_t c = 0; c < op.width; c += WIDTH) {
+      const vec first = __builtin_shuffle(places, load(op.first_columns + c));
+      store(to + c, 0.5f * (first + __builtin_shuffle(places, load(op.last_columns + c))));
+    }
+    return;
+  }
+  for_vectors(0, op.prior_width, [&](int64_t i, int64_t valid) R2R_ALWAYS { store(line + i, mean(i, valid)); });
   for (int64_t c = 0; c < op.width; c++) {
-    const auto [begin, end] = op.columns[c];
-    to[c] = line[begin];
-    if (end - begin == 1) continue;
-    for (int64_t i = begin + 1; i < end; i++) to[c] += line[i];
-    to[c] /= (float)(end - begin);
+    const int64_t first = op.first_columns[c], last = op.last_columns[c];
+    to[c] = line[first];
+    if (first == last) continue;
+    for (int64_t i = first + 1; i <= last; i++) to[c] += line[i];
+    to[c] /= (float)(last - first + 1);
   }
 }
 
@@ -170,10 +188,10 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
             // The next strip, or the next plane, comes from memory while this one is made.
             __builtin_prefetch(in + (r + STRIP + 1) * op.width + i);
             if (!op.rows) __builtin_prefetch(prior + (r + STRIP + 1) * op.width + i);
-            __builtin_prefetch(out + (r + STRIP) * op.width + i, 1);
+            if (!op.streams) __builtin_prefetch(out + (r + STRIP) * op.width + i, 1);
           },
           [&](int64_t r, vec z, vec x, vec b) R2R_ALWAYS {
-            store_upto(out + r * op.width + i, blend(x, b, sigmoid(z)), valid);
+            put_result(op, out + r * op.width + i, blend(x, b, gate_of<T>(z)), valid);
           });
     });
   }
@@ -181,11 +199,12 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
 
 // A 1x1 convolution of `count` neighbouring pixels.
 template <class T, class P>
-inline void gate_pixels(const T* x, const P* prior, T* y, int64_t count, const float* weight, float bias) {
+inline void gate_pixels(
+    const GatedConv<T>& op, const T* x, const P* prior, T* y, int64_t count, const float* weight, float bias) {
   const float of_x = weight[0], of_prior = weight[1];
   for_vectors(0, count, [&](int64_t i, int64_t valid) R2R_ALWAYS {
     const vec a = load_upto(x + i, valid), b = load_upto(prior + i, valid);
-    store_upto(y + i, blend(a, b, sigmoid(bias + of_x * a + of_prior * b)), valid);
+    put_result(op, y + i, blend(a, b, gate_of<T>(bias + of_x * a + of_prior * b)), valid);
   });
 }
 
@@ -194,7 +213,7 @@ void gated_conv_pixels(const GatedConv<T>& op, int64_t plane, float* scratch) {
   const float *weight = op.weight + plane % op.channels * 2, bias = op.bias[plane % op.channels];
   const int64_t base = plane * op.height * op.width;
   if (!op.rows) {
-    gate_pixels(op.x + base, op.prior + base, op.y + base, op.height * op.width, weight, bias);
+    gate_pixels(op, op.x + base, op.prior + base, op.y + base, op.height * op.width, weight, bias);
     return;
   }
   const T* from = op.prior + plane * op.prior_height * op.prior_width;
@@ -204,7 +223,7 @@ void gated_conv_pixels(const GatedConv<T>& op, int64_t plane, float* scratch) {
     const Window rows = op.rows[r];
     if (rows.begin != last.begin || rows.end != last.end) resize_row(op, from, rows, line, row);
     last = rows;
-    gate_pixels(op.x + base + r * op.width, row, op.y + base + r * op.width, op.width, weight, bias);
+    gate_pixels(op, op.x + base + r * op.width, row, op.y + base + r * op.width, op.width, weight, bias);
   }
 }
 
@@ -215,6 +234,7 @@ void gated_conv_plane(const GatedConv<T>& op, int64_t plane, float* scratch) {
   } else {
     gated_conv_plane_3x3(op, plane, scratch);
   }
+  if (op.streams) fence();
 }
 
 template <int K, class T>
@@ -326,12 +346,12 @@ template <class T, class Put>
 R2R_INLINE void resize_channels_row(
     const GatedConv<T>& op, int64_t left, int64_t right, const T* image, Window rows, const Put& put) {
   for (int64_t column = left; column < right; column++) {
-    const auto [begin, end] = op.columns[column];
-    const float scale = 1.0f / (float)((rows.end - rows.begin) * (end - begin));
+    const int64_t first = op.first_columns[column], last = op.last_columns[column];
+    const float scale = 1.0f / (float)((rows.end - rows.begin) * (last - first + 1));
     for_vectors(0, op.channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
       vec total{};
       for (int64_t r = rows.begin; r < rows.end; r++) {
-        for (int64_t i = begin; i < end; i++) {
+        for (int64_t i = first; i <= last; i++) {
           total += load_upto(image + (r * op.prior_width + i) * op.channels + c, valid);
         }
       }
@@ -340,40 +360,53 @@ R2R_INLINE void resize_channels_row(
   }
 }
 
-// A 1x1 convolution of one row.
-template <class T, class P>
-inline void gate_row(const GatedConv<T>& op, const T* x, const P* prior, T* y) {
-  const int64_t channels = op.channels;
-  for (int64_t pixel = 0; pixel < op.width * channels; pixel += channels) {
-    for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-      const vec a = load_upto(x + pixel + c, valid), b = load_upto(prior + pixel + c, valid);
-      const vec of_x = load_upto(op.weight + c, valid), of_prior = load_upto(op.weight + channels + c, valid);
-      const vec gate = sigmoid(load_upto(op.bias + c, valid) + of_x * a + of_prior * b);
-      store_upto(y + pixel + c, blend(a, b, gate), valid);
-    });
-  }
+// A 1x1 convolution of one pixel; prior_at(c, valid) gives the prior's channels.
+template <class T, class Prior>
+R2R_INLINE void gate_pixel(const GatedConv<T>& op, const T* x, T* y, const Prior& prior_at) {
+  for_vectors(0, op.channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+    const vec a = load_upto(x + c, valid), b = prior_at(c, valid);
+    const vec of_x = load_upto(op.weight + c, valid), of_prior = load_upto(op.weight + op.channels + c, valid);
+    const vec gate = gate_of<T>(load_upto(op.bias + c, valid) + of_x * a + of_prior * b);
+    put_result(op, y + c, blend(a, b, gate), valid);
+  });
 }
 
+// A smaller prior's rows are averaged once for all rows that share them, its columns where they are used.
 template <class T>
-void gated_conv_rows_1x1(const GatedConv<T>& op, int64_t n, int64_t top, int64_t bottom, float* scratch) {
-  const int64_t line = op.width * op.channels, base = n * op.height * line;
-  const T* prior = op.prior + n * op.prior_height * op.prior_width * op.channels;
-  Window last{-1, -1};
+void gated_conv_rows_1x1(const GatedConv<T>& op, int64_t n, int64_t top, int64_t bottom, float* means) {
+  const int64_t channels = op.channels, line = op.prior_width * channels;
+  const T* prior = op.prior + n * op.prior_height * line;
+  Window held{-1, -1};
   for (int64_t r = top; r < bottom; r++) {
-    const int64_t at = base + r * line;
-    if (!op.rows) {
-      gate_row(op, op.x + at, op.prior + at, op.y + at);
-      continue;
+    const Window rows = op.rows ? op.rows[r] : held;
+    if (rows.begin != held.begin || rows.end != held.end) {
+      const float scale = 1.0f / (float)(rows.end - rows.begin);
+      for_vectors(0, line, [&](int64_t i, int64_t valid) R2R_ALWAYS {
+        vec total{};
+        for (int64_t row = rows.begin; row < rows.end; row++) total += load_upto(prior + row * line + i, valid);
+        store_upto(means + i, total * scale, valid);
+      });
+      held = rows;
     }
-    const Window rows = op.rows[r];
-    if (rows.begin != last.begin || rows.end != last.end) {
-      const auto put = [&](int64_t column, int64_t c, int64_t valid, vec value) R2R_ALWAYS {
-        store_upto(scratch + column * op.channels + c, value, valid);
-      };
-      resize_channels_row(op, 0, op.width, prior, rows, put);
+    for (int64_t column = 0; column < op.width; column++) {
+      const int64_t at = ((n * op.height + r) * op.width + column) * channels;
+      if (!op.rows) {
+        const T* b = op.prior + at;
+        gate_pixel(op, op.x + at, op.y + at, [&](int64_t c, int64_t valid) R2R_ALWAYS { return load_upto(b + c, valid); });
+        continue;
+      }
+      const int64_t places = op.last_columns[column] - op.first_columns[column] + 1;
+      const float *b = means + op.first_columns[column] * channels, scale = 1.0f / (float)places;
+      if (places == 1) {
+        gate_pixel(op, op.x + at, op.y + at, [&](int64_t c, int64_t valid) R2R_ALWAYS { return load_upto(b + c, valid); });
+        continue;
+      }
+      gate_pixel(op, op.x + at, op.y + at, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+        vec total{};
+        for (int64_t i = 0; i < places; i++) total += load_upto(b + i * channels + c, valid);
+        return total * scale;
+      });
     }
-    last = rows;
-    gate_row(op, op.x + at, scratch, op.y + at);
   }
 }
 
@@ -446,13 +479,13 @@ void gated_conv_rows_3x3(const GatedConv<T>& op, int64_t n, const Tile& tile, fl
             if (!op.rows) __builtin_prefetch(from + ahead, 0, 2);
           },
           [&](int64_t column, vec z, vec x, vec prior) R2R_ALWAYS {
-            store(above + place(column, c), blend(x, prior, sigmoid(z)));
+            store(above + place(column, c), blend(x, prior, gate_of<T>(z)));
           });
     });
     T* out = op.y + (n * op.height + r) * op.width * channels;
     for (int64_t column = tile.left; column < tile.right; column++) {
       for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-        store_upto(out + column * channels + c, load(above + place(column, c)), valid);
+        put_result(op, out + column * channels + c, load(above + place(column, c)), valid);
       });
     }
   }
@@ -465,6 +498,7 @@ void gated_conv_rows(const GatedConv<T>& op, int64_t n, const Tile& tile, float*
   } else {
     gated_conv_rows_3x3(op, n, tile, scratch);
   }
+  if (op.streams) fence();
 }
 
 // Rows of dz and of the gate slide through scratch: row r of them is made when row r - HALO of dx and dprior is due.

@@ -4,6 +4,8 @@ namespace r2r {
 
 namespace {
 
+constexpr int64_t LARGE = 32 << 20;  // bytes of a result that leaves the caches before anyone reads it
+
 // Taps as the kernels want them: [C, 2 K K] for planes, [2 K K, C] for channels_last.
 class Taps {
  public:
@@ -24,11 +26,20 @@ class Taps {
   std::vector<float> turned_;
 };
 
-std::vector<Window> windows(int64_t in, int64_t out) {
-  std::vector<Window> all;
-  for (int64_t i = 0; i < out; i++) all.push_back(window(i, in, out));
-  return all;
-}
+// Which places of the prior each of `out` places averages.
+struct Resizing {
+  std::vector<Window> windows;
+  std::vector<int32_t> first;
+  std::vector<int32_t> last;
+
+  Resizing(int64_t in, int64_t out) : first(out + LANES), last(out + LANES) {
+    for (int64_t i = 0; i < out; i++) {
+      windows.push_back(window(i, in, out));
+      first[i] = static_cast<int32_t>(windows[i].begin);
+      last[i] = static_cast<int32_t>(windows[i].end - 1);
+    }
+  }
+};
 
 }  // namespace
 
@@ -40,18 +51,23 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
     const Taps taps(floats(weight), x.size(1), 2 * kernel * kernel, channels_last);
     GatedConv<T> op{
         data<const T>(x), data<const T>(prior), data<T>(y), taps.data(), floats(bias), x.size(1), x.size(2), x.size(3),
-        prior.size(2), prior.size(3), kernel, nullptr, nullptr};
-    const std::vector<Window> rows = windows(op.prior_height, op.height), columns = windows(op.prior_width, op.width);
+        prior.size(2), prior.size(3), kernel, nullptr, nullptr, nullptr, false};
+    const Resizing down(op.prior_height, op.height), across(op.prior_width, op.width);
     if (op.prior_height != op.height || op.prior_width != op.width) {
-      op.rows = rows.data();
-      op.columns = columns.data();
+      op.rows = down.windows.data();
+      op.first_columns = across.first.data();
+      op.last_columns = across.last.data();
     }
+    // In bfloat16 neighbouring vectors, half a cache line each, are not written together.
+    const int64_t bytes = static_cast<int64_t>(sizeof(T)), row = (channels_last ? op.channels : op.width) * bytes;
+    const bool on_lines = row % 64 == 0 && reinterpret_cast<uintptr_t>(op.y) % 64 == 0;
+    op.streams = std::is_same_v<T, float> && on_lines && y.numel() * bytes >= LARGE;
     if (channels_last) {
       const int64_t strips = (op.height + STRIP - 1) / STRIP;
       const int64_t columns = kernel == 1 ? op.width : gated_conv_columns(op.channels);
       const int64_t tiles = (op.width + columns - 1) / columns;
       parallel(images * strips * tiles, [&](int64_t begin, int64_t end) {
-        float* memory = scratch(gated_conv_rows_scratch(op.channels, op.width));
+        float* memory = scratch(gated_conv_rows_scratch(op.channels, op.prior_width));
         for (int64_t i = begin; i < end; i++) {
           const int64_t top = i / tiles % strips * STRIP, tile = i % tiles;
           const Tile place{

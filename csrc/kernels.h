@@ -192,7 +192,9 @@ struct GatedConv {
   int64_t prior_width;
   int64_t kernel;
   const Window* rows;  // of the prior, that each row averages; nullptr: they are of the same size
-  const Window* columns;
+  const int32_t* first_columns;  // and each column; LANES of these beyond the last can be read
+  const int32_t* last_columns;
+  bool streams;  // y, float, is written past the caches: its rows (channels_last: pixels) are whole cache lines
 };
 
 template <class T>
@@ -391,9 +393,9 @@ static inline int64_t gated_conv_columns(int64_t channels) {
   const int64_t fit = 12288 / channels;
   return fit > 8 ? fit : 8;
 }
-static inline int64_t gated_conv_rows_scratch(int64_t channels, int64_t width) {
+static inline int64_t gated_conv_rows_scratch(int64_t channels, int64_t prior_width) {
   const int64_t tile = (2 * (STRIP + 2) + 1) * (gated_conv_columns(channels) + 2) * padded(channels);
-  return (channels * width > tile ? channels * width : tile) + PANEL;
+  return (channels * prior_width > tile ? channels * prior_width : tile) + PANEL;
 }
 static inline int64_t gated_conv_rows_backward_scratch(int64_t channels, int64_t width) {
   return channels * (1 + 6 * width) + PANEL;

@@ -54,6 +54,9 @@ inline half_vec narrow(vec value) {  // round to nearest even; a NaN stays one
 inline vec load(const float* p) {
   return *(const loose_vec*)p;
 }
+inline ivec load(const int32_t* p) {
+  return (ivec)load((const float*)p);
+}
 inline half_vec load_bits(const bfloat16* p) {
   return *(const loose_half_vec*)p;
 }
@@ -115,6 +118,20 @@ inline void store_upto(T* p, vec value, int64_t n) {
   } else {
     store_first(p, value, n);
   }
+}
+
+// Writes past the caches, where the processor does that; p on as many bytes as a vector has. After fence() others see it.
+inline void stream(float* p, vec value) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)value);
+#else
+  store(p, value);
+#endif
+}
+inline void fence() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
 }
 
 // Two neighbouring channels of a pixel, as dot products of bfloat16 take them. A vector of WIDTH pairs travels as a vec.

@@ -107,6 +107,18 @@ def test_several_strips_and_tiles(
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("name", ["contiguous", "channels_last"])
+def test_a_result_larger_than_the_caches_has_the_same_bits(name: str, kernel: int) -> None:
+    """It is written past them; those of its images are not."""
+    for size in ((128, 128), (8, 8)):
+        x, prior, *rest = inputs((9, 64, 128, 128), kernel, size)
+        x, prior = FORMATS[name](x), FORMATS[name](prior)
+        whole = F.gated_conv(x, prior, *rest)
+        for n in range(len(x)):
+            assert torch.equal(whole[n : n + 1], F.gated_conv(x[n : n + 1], prior[n : n + 1], *rest))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
 def test_float64(kernel: int) -> None:
     """What no kernel covers is the reference, with a backward of its own."""
     for size in ((9, 7), (3, 4)):

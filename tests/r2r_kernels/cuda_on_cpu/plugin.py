@@ -1,0 +1,13 @@
+"""For pytest: tests of operators on the CPU meet the CUDA operators in the library at R2R_CUDA_ON_CPU."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from r2r_kernels import extension, library
+
+assert extension.available()  # it defines the operators
+torch.ops.load_library(os.environ["R2R_CUDA_ON_CPU"])
+library._NATIVE_DTYPES = library._TRITON_DTYPES  # those on a CPU do not take float16
