@@ -1,5 +1,5 @@
-"""The CUDA operators as C++ (`cuda_on_cpu/`), in a process of its own: their tests, watched by the sanitizers of addresses
-(global, shared and local memory, read or written beside what is there) and of alignment (16 bytes where they are not)."""
+"""The CUDA operators as C++ (`cuda_on_cpu/`), in a process of its own: their tests, watched by the sanitizers of
+addresses (global, shared and local memory beside what is there) and of alignment (16 bytes that do not lie on 16)."""
 
 from __future__ import annotations
 
@@ -61,4 +61,5 @@ def test_gated_conv(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "gated_conv_cuda.cu" in done.stderr + done.stdout  # PyTorch says whose operators it took
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
