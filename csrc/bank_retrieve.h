@@ -30,7 +30,6 @@ inline vec multiply_add_factors(vec a, vec b, vec sum) {
 // out[n] = the dot product of key and queries[n], [depth] each; returns that of key with itself.
 template <class T>
 float dot_products(const T* key, int64_t depth, const T* queries, int64_t count, float* out) {
-  constexpr int BLOCK = 4;
   float square = 0;
   const auto some = [&]<int N>(int64_t n, bool with_square) __attribute__((always_inline)) {
     vec sums[N][2] = {}, squares[2] = {};
@@ -42,7 +41,7 @@ float dot_products(const T* key, int64_t depth, const T* queries, int64_t count,
         if (left <= 0) break;
         const vec k = load_factors(key + at, left);
         squares[half] = multiply_add_factors<T>(k, k, squares[half]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int m = 0; m < N; m++) {
           sums[m][half] = multiply_add_factors<T>(k, load_factors(query + m * depth + at, left), sums[m][half]);
         }
@@ -52,7 +51,8 @@ float dot_products(const T* key, int64_t depth, const T* queries, int64_t count,
     if (with_square) square = sum(squares[0] + squares[1]);
   };
   int64_t n = 0;
-  for (; n + BLOCK <= count; n += BLOCK) some.template operator()<BLOCK>(n, n == 0);
+  for (; n + 8 <= count; n += 8) some.template operator()<8>(n, n == 0);
+  for (; n + 4 <= count; n += 4) some.template operator()<4>(n, n == 0);
   for (; n < count; n++) some.template operator()<1>(n, n == 0);
   return square;
 }

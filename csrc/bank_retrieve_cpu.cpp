@@ -60,10 +60,11 @@ struct Selection {
       for (int64_t s = 0; s < counts[t] && taking[t]; s++) largest = std::max(largest, weights[t * slots + s]);
     }
     double total = 0;
-    for (int64_t i = 0; i < tasks * slots; i++) {
-      const bool used = taking[i / slots] && i % slots < counts[i / slots];
-      weights[i] = used ? std::exp(weights[i] - largest) : 0.0f;
-      total += weights[i];
+    for (int64_t t = 0; t < tasks; t++) {
+      float* own = weights + t * slots;
+      const int64_t used = taking[t] ? counts[t] : 0;
+      for (int64_t s = 0; s < used; s++) total += own[s] = std::exp(own[s] - largest);
+      std::fill(own + used, own + slots, 0.0f);
     }
     for (int64_t i = 0; i < tasks * slots; i++) weights[i] = static_cast<float>(weights[i] / total);
   }
