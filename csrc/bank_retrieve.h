@@ -70,7 +70,7 @@ void add_weighted(
       vec row[S];
       for (int s = 0; s < S; s++) {
         row[s] = load_upto(rows + s * stride + i, left);
-        __builtin_prefetch(rows + (S + s) * stride + i);  // rows are pages apart: the processor would not
+        __builtin_prefetch(rows + (S + s) * stride + i, 0, 2);  // rows are pages apart: the processor would not
       }
       for (int64_t m = 0; m < count; m++) {
         vec total = load_upto(totals[m] + i, left);

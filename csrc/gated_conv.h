@@ -341,25 +341,6 @@ inline __attribute__((always_inline)) vec logit_at(
   return z;
 }
 
-// Columns [left, right) of one row of the prior at the output's width; put(column, c, valid, value) takes them.
-template <class T, class Put>
-R2R_INLINE void resize_channels_row(
-    const GatedConv<T>& op, int64_t left, int64_t right, const T* image, Window rows, const Put& put) {
-  for (int64_t column = left; column < right; column++) {
-    const int64_t first = op.first_columns[column], last = op.last_columns[column];
-    const float scale = 1.0f / (float)((rows.end - rows.begin) * (last - first + 1));
-    for_vectors(0, op.channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-      vec total{};
-      for (int64_t r = rows.begin; r < rows.end; r++) {
-        for (int64_t i = first; i <= last; i++) {
-          total += load_upto(image + (r * op.prior_width + i) * op.channels + c, valid);
-        }
-      }
-      put(column, c, valid, total * scale);
-    });
-  }
-}
-
 // A 1x1 convolution of one pixel; prior_at(c, valid) gives the prior's channels.
 template <class T, class Prior>
 R2R_INLINE void gate_pixel(const GatedConv<T>& op, const T* x, T* y, const Prior& prior_at) {
@@ -410,84 +391,125 @@ void gated_conv_rows_1x1(const GatedConv<T>& op, int64_t n, int64_t top, int64_t
   }
 }
 
-// A tile is staged with its neighbours, vectors of channels one after the other: reading a vector's pixels where they are,
-// often a power of two apart, would have them all fall into the same sets of the cache.
-template <class T>
-void gated_conv_rows_3x3(const GatedConv<T>& op, int64_t n, const Tile& tile, float* scratch) {
+// A 3x3 convolution of N neighbouring pixels, given those around them: each vector is read once for all that it is near to.
+// taps [9][P][channels]. What comes two rows later, at next_x and next_prior, is asked for meanwhile.
+template <int N, class T>
+R2R_INLINE void gate_pixels_3x3(
+    const GatedConv<T>& op, const float* taps, const T* const (&x)[3][N + 2], const T* const (&prior)[3][N + 2], T* y,
+    const T* next_x, const T* next_prior) {
   constexpr int P = PARTS<T>;
   const int64_t channels = op.channels;
-  const int64_t left = tile.left ? tile.left - 1 : 0, right = least(op.width, tile.right + 1);
-  const int64_t line = (right - left) * WIDTH;  // of a vector of channels
-  const int64_t part = (channels + WIDTH - 1) / WIDTH * line, row = P * part;
-  const auto place = [&](int64_t column, int64_t c) R2R_ALWAYS {
-    return c / WIDTH * line + (column - left) * WIDTH;
-  };
-  const T *in = op.x + n * op.height * op.width * channels,
-          *from = op.prior + n * op.prior_height * op.prior_width * channels;
-  float *staged = scratch, *resized = staged + (tile.bottom - tile.top + 2) * row;
-  Window held{-1, -1};
-  for (int64_t r = tile.top - 1; r <= tile.bottom; r++) {
-    float* to = staged + (r - tile.top + 1) * row;
-    if (r < 0 || r >= op.height) {
-      for (int64_t i = 0; i < row; i += WIDTH) store(to + i, vec{});
-      continue;
+  for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+    for (int n = 0; n < N; n++) {
+      __builtin_prefetch(next_x + n * channels + c, 0, 2);
+      if (!op.rows) __builtin_prefetch(next_prior + n * channels + c, 0, 2);
     }
-    const auto stage = [&](const auto& prior_at) R2R_ALWAYS {
-      for (int64_t column = left; column < right; column++) {
-        const int64_t at = (r * op.width + column) * channels;
-        for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-          vec parts[P];
-          join(load_part(in + at + c, valid), prior_at(at + c, place(column, c), valid), parts);
-          for (int p = 0; p < P; p++) store(to + p * part + place(column, c), parts[p]);
-        });
-      }
-    };
-    if (!op.rows) {
-      stage([&](int64_t at, int64_t, int64_t valid) R2R_ALWAYS { return load_part(from + at, valid); });
-      continue;
-    }
-    const Window rows = op.rows[r];
-    if (rows.begin != held.begin || rows.end != held.end) {
-      const auto put = [&](int64_t column, int64_t c, int64_t, vec value) R2R_ALWAYS {
-        store(resized + place(column, c), value);
-      };
-      resize_channels_row(op, left, right, from, rows, put);
-    }
-    held = rows;
-    stage([&](int64_t, int64_t place, int64_t) R2R_ALWAYS { return load(resized + place); });
-  }
-  for (int64_t r = tile.top; r < tile.bottom; r++) {
-    // The result takes the place of the row above, which no other row needs.
-    float* above = staged + (r - tile.top) * row;
-    for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-      vec taps[3][3][P];
+    vec z[N], centre[N][P];
+    for (int n = 0; n < N; n++) z[n] = load_upto(op.bias + c, valid);
+    R2R_UNROLL
+    for (int row = 0; row < 3; row++) {
+      vec own[3][P];
       R2R_UNROLL
-      for (int t = 0; t < 9; t++) {  // along a row, across the rows
-        const float* weight = op.weight + t * channels + c;
-        join(load_upto(weight, valid), load_upto(weight + 9 * channels, valid), taps[t % 3][t / 3]);
+      for (int h = 0; h < 3; h++) {
+        for (int p = 0; p < P; p++) own[h][p] = load_upto(taps + ((row * 3 + h) * P + p) * channels + c, valid);
       }
-      slide<P>(
-          taps, load_upto(op.bias + c, valid), tile.left, tile.right, op.width,
-          [&](int64_t column, vec(&to)[3][P]) R2R_ALWAYS {
-            R2R_UNROLL
-            for (int a = 0; a < 3; a++) {
-              for (int p = 0; p < P; p++) to[a][p] = load(above + a * row + p * part + place(column, c));
-            }
-            // The next tile comes to the second-level cache while this one is made.
-            const int64_t ahead = (r * op.width + column + tile.right - tile.left) * channels + c;
-            __builtin_prefetch(in + ahead, 0, 2);
-            if (!op.rows) __builtin_prefetch(from + ahead, 0, 2);
-          },
-          [&](int64_t column, vec z, vec x, vec prior) R2R_ALWAYS {
-            store(above + place(column, c), blend(x, prior, gate_of<T>(z)));
-          });
-    });
-    T* out = op.y + (n * op.height + r) * op.width * channels;
-    for (int64_t column = tile.left; column < tile.right; column++) {
-      for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-        put_result(op, out + column * channels + c, load(above + place(column, c)), valid);
-      });
+      R2R_UNROLL
+      for (int i = 0; i < N + 2; i++) {
+        vec parts[P];
+        join(load_part(x[row][i] + c, valid), load_part(prior[row][i] + c, valid), parts);
+        R2R_UNROLL
+        for (int h = 0; h < 3; h++) {
+          if (i >= h && i < N + h) z[i - h] = multiply_add(own[h], parts, z[i - h]);
+        }
+        if (row == 1 && i > 0 && i <= N) {
+          for (int p = 0; p < P; p++) centre[i - 1][p] = parts[p];
+        }
+      }
     }
+    for (int n = 0; n < N; n++) {
+      vec a, b;
+      split(centre[n], a, b);
+      put_result(op, y + n * channels + c, blend(a, b, gate_of<T>(z[n])), valid);
+    }
+  });
+}
+
+// Means of a smaller or larger prior over the windows of one row and of columns [left, right). Neighbouring columns often
+// share their window: means[which[column - left]] [channels] is a column's.
+template <class T>
+inline void resize_channels(
+    const GatedConv<T>& op, int64_t left, int64_t right, const T* image, Window rows, int32_t* which, T* means) {
+  int32_t number = -1;
+  for (int64_t column = left; column < right; column++) {
+    const int64_t first = op.first_columns[column], last = op.last_columns[column];
+    const bool shared = column > left && first == op.first_columns[column - 1] && last == op.last_columns[column - 1];
+    which[column - left] = shared ? number : ++number;
+    if (shared) continue;
+    const float scale = 1.0f / (float)((rows.end - rows.begin) * (last - first + 1));
+    for_vectors(0, op.channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+      vec total{};
+      for (int64_t r = rows.begin; r < rows.end; r++) {
+        for (int64_t i = first; i <= last; i++) {
+          total += load_upto(image + (r * op.prior_width + i) * op.channels + c, valid);
+        }
+      }
+      store_upto(means + number * op.channels + c, total * scale, valid);
+    });
+  }
+}
+
+// A tile, narrow enough for three of its rows to stay in the second-level cache, is walked down.
+template <class T>
+void gated_conv_rows_3x3(const GatedConv<T>& op, int64_t n, const Tile& tile, float* scratch) {
+  constexpr int P = PARTS<T>, N = 4;
+  const int64_t channels = op.channels, width = op.width, height = op.height;
+  const int64_t left = tile.left ? tile.left - 1 : 0, right = least(width, tile.right + 1), columns = right - left;
+  const T *in = op.x + n * height * width * channels, *from = op.prior + n * op.prior_height * op.prior_width * channels;
+  float *taps = scratch, *rest = taps + 9 * P * channels + WIDTH;
+  T *zeros = (T*)rest, *means = zeros + channels + WIDTH;
+  int32_t* which = (int32_t*)(rest + (1 + 3 * columns) * channels + 2 * WIDTH);
+  for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+    store_upto(zeros + c, vec{}, valid);
+    for (int t = 0; t < 9; t++) {
+      const float* weight = op.weight + t * channels + c;
+      vec parts[P];
+      join(load_upto(weight, valid), load_upto(weight + 9 * channels, valid), parts);
+      for (int p = 0; p < P; p++) store_upto(taps + (t * P + p) * channels + c, parts[p], valid);
+    }
+  });
+
+  // The row above, this one and the one below need the means of three windows at most, which follow one another.
+  int64_t made = 0;
+  const T* rows_of_means[3] = {};
+  const auto resize = [&](int64_t r) {
+    rows_of_means[0] = rows_of_means[1];
+    rows_of_means[1] = rows_of_means[2];
+    if (r < 0 || r >= height) return;
+    const Window rows = op.rows[r];
+    if (made && rows.begin == op.rows[r - 1].begin && rows.end == op.rows[r - 1].end) return;
+    T* to = means + made++ % 3 * columns * channels;
+    resize_channels(op, left, right, from, rows, which, to);
+    rows_of_means[2] = to;
+  };
+  const auto make = [&]<int COUNT>(int64_t r, int64_t column) R2R_ALWAYS {
+    const T *x[3][COUNT + 2], *prior[3][COUNT + 2];
+    for (int row = 0; row < 3; row++) {
+      for (int i = 0; i < COUNT + 2; i++) {
+        const int64_t down = r + row - 1, across = column + i - 1, at = (down * width + across) * channels;
+        const bool inside = down >= 0 && down < height && across >= 0 && across < width;
+        x[row][i] = inside ? in + at : zeros;
+        prior[row][i] = inside ? op.rows ? rows_of_means[row] + which[across - left] * channels : from + at : zeros;
+      }
+    }
+    const int64_t at = (r * width + column) * channels, next = at + 2 * width * channels;
+    gate_pixels_3x3<COUNT>(op, taps, x, prior, op.y + n * height * width * channels + at, in + next, from + next);
+  };
+  if (op.rows) resize(tile.top - 1), resize(tile.top);
+  for (int64_t r = tile.top; r < tile.bottom; r++) {
+    if (op.rows) resize(r + 1);
+    int64_t column = tile.left;
+    for (; column + N <= tile.right; column += N) make.template operator()<N>(r, column);
+    for (; column < tile.right; column++) make.template operator()<1>(r, column);
   }
 }
 

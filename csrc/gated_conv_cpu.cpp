@@ -63,15 +63,15 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
     const bool on_lines = row % 64 == 0 && reinterpret_cast<uintptr_t>(op.y) % 64 == 0;
     op.streams = std::is_same_v<T, float> && on_lines && y.numel() * bytes >= LARGE;
     if (channels_last) {
-      const int64_t strips = (op.height + STRIP - 1) / STRIP;
-      const int64_t columns = kernel == 1 ? op.width : gated_conv_columns(op.channels);
+      const int64_t each = kernel == 1 ? STRIP : 2 * STRIP, strips = (op.height + each - 1) / each;
+      const int64_t columns = kernel == 1 ? op.width : std::min(op.width, gated_conv_columns(op.channels));
       const int64_t tiles = (op.width + columns - 1) / columns;
       parallel(images * strips * tiles, [&](int64_t begin, int64_t end) {
-        float* memory = scratch(gated_conv_rows_scratch(op.channels, op.prior_width));
+        float* memory = scratch(gated_conv_rows_scratch(op.channels, columns, op.prior_width));
         for (int64_t i = begin; i < end; i++) {
-          const int64_t top = i / tiles % strips * STRIP, tile = i % tiles;
+          const int64_t top = i / tiles % strips * each, tile = i % tiles;
           const Tile place{
-              top, std::min(op.height, top + STRIP), op.width * tile / tiles, op.width * (tile + 1) / tiles};
+              top, std::min(op.height, top + each), op.width * tile / tiles, op.width * (tile + 1) / tiles};
           kernels(tag).gated_conv_rows(op, i / tiles / strips, place, memory);
         }
       });

@@ -388,13 +388,13 @@ constexpr int64_t STRIP = 8;  // rows that the gated convolution makes at a time
 static inline int64_t gated_conv_plane_scratch(int64_t width, int64_t prior_width) {
   return 5 * (STRIP + 4) * (width + 3 * PANEL) + prior_width + PANEL;
 }
-// Columns that 3x3 makes at a time in channels_last: their strips of x and of the prior fit the second-level cache.
+// Columns that 3x3 makes at a time in channels_last: three rows of x and of the prior fit the second-level cache.
 static inline int64_t gated_conv_columns(int64_t channels) {
-  const int64_t fit = 12288 / channels;
+  const int64_t fit = 131072 / 6 / channels;
   return fit > 8 ? fit : 8;
 }
-static inline int64_t gated_conv_rows_scratch(int64_t channels, int64_t prior_width) {
-  const int64_t tile = (2 * (STRIP + 2) + 1) * (gated_conv_columns(channels) + 2) * padded(channels);
+static inline int64_t gated_conv_rows_scratch(int64_t channels, int64_t columns, int64_t prior_width) {
+  const int64_t tile = (19 + 3 * (columns + 2)) * channels + columns + 2 * PANEL;
   return (channels * prior_width > tile ? channels * prior_width : tile) + PANEL;
 }
 static inline int64_t gated_conv_rows_backward_scratch(int64_t channels, int64_t width) {
