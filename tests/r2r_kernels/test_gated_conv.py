@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import r2r_kernels.functional as F
 from r2r_kernels import extension, reference
 from r2r_kernels.nn import GatedConv2d
-from tests.r2r_kernels.rule import FORMATS, SHAPES, answers, assert_follows, assert_same_bits, memory_format
+from tests.r2r_kernels.rule import FORMATS, SHAPES, answers, assert_follows, assert_same_bits, error, memory_format
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -116,6 +116,17 @@ def test_a_result_larger_than_the_caches_has_the_same_bits(name: str, kernel: in
         whole = F.gated_conv(x, prior, *rest)
         for n in range(len(x)):
             assert torch.equal(whole[n : n + 1], F.gated_conv(x[n : n + 1], prior[n : n + 1], *rest))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_bfloat16_is_hardly_worse_than_one_rounding(kernel: int, device: str) -> None:
+    """As plain PyTorch rounds after every operation, twice its error would hide a gate that is wrong by a hundredth."""
+    tensors = [t.bfloat16() for t in inputs((1, 32, 24, 40), kernel, device=device)]
+    exact = reference.gated_conv(*(t.double() for t in tensors))
+    for name in ("contiguous", "channels_last"):
+        x, prior, *rest = tensors
+        got = F.gated_conv(FORMATS[name](x), FORMATS[name](prior), *rest)
+        assert error([got], [exact]) <= 1.1 * error([exact.bfloat16()], [exact])
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
