@@ -26,7 +26,7 @@ R2R_INLINE float exponential(float x) {
 R2R_INLINE vec exponential(vec x) {
   vec t = x * 1.44269504f;
 #if defined(__AVX512F__)
-  const vec r = (vec)_mm512_maskz_reduce_ps((__mmask16)-1, (__m512)t, 1);
+  const vec r = (vec)_mm512_maskz_reduce_ps(ALL, (__m512)t, 1);
 #else
   t = t < -126.0f ? splat(-126.0f) : t;
   t = t > 127.0f ? splat(127.0f) : t;
@@ -40,7 +40,7 @@ R2R_INLINE vec exponential(vec x) {
   p = p * r + 6.9315308e-1f;
   p = p * r + 9.9999994e-1f;
 #if defined(__AVX512F__)
-  return (vec)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)t);
+  return (vec)_mm512_maskz_scalef_ps(ALL, (__m512)p, (__m512)t);
 #else
   return (vec)((ivec)p + ((ivec)shifted << 23));
 #endif
@@ -59,13 +59,13 @@ R2R_INLINE vec gate_of(vec z) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, bfloat16>) {
     const __m512 t = (__m512)(z * -1.44269504f);
-    const vec r = (vec)_mm512_maskz_reduce_ps((__mmask16)-1, t, 1);
+    const vec r = (vec)_mm512_maskz_reduce_ps(ALL, t, 1);
     vec p = splat(7.90204e-2f);
     p = p * r + 2.241397e-1f;
     p = p * r + 6.968404e-1f;
     p = p * r + 9.998012e-1f;
-    const vec power = (vec)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, t);
-    return (vec)_mm512_maskz_rcp14_ps((__mmask16)-1, (__m512)(1.0f + power));
+    const vec power = (vec)_mm512_maskz_scalef_ps(ALL, (__m512)p, t);
+    return (vec)_mm512_maskz_rcp14_ps(ALL, (__m512)(1.0f + power));
   }
 #endif
   return sigmoid(z);

@@ -15,6 +15,17 @@ R2R_INLINE void for_vectors(int64_t begin, int64_t end, const Body& body) {
   if (i < end) body(i, end - i);
 }
 
+// body<V>(i, valid) for each line of `count` values, of V vectors, and for what does not fill one: a vector in the usual
+// order, valid of whose values exist. The first line begins after `head` values.
+template <class T, class Body>
+R2R_INLINE void for_lines(int64_t head, int64_t count, const Body& body) {
+  const auto single = [&](int64_t i, int64_t valid) R2R_ALWAYS { body.template operator()<1>(i, valid); };
+  for_vectors(0, head, single);
+  int64_t i = head;
+  for (; i + LINE<T> <= count; i += LINE<T>) body.template operator()<LINE<T> / WIDTH>(i, LINE<T>);
+  for_vectors(i, count, single);
+}
+
 // A 3x3 convolution slides over values that are kept as floats, x in one vector and the prior in another, or in one vector
 // as pairs of both where the processor has dot products of them.
 template <class T>
@@ -42,11 +53,8 @@ R2R_INLINE half_vec load_part(const bfloat16* p, int64_t valid) {
 R2R_INLINE void join(half_vec x, half_vec prior, vec (&parts)[1]) {
   parts[0] = pairs(x, prior);
 }
-R2R_INLINE void join(half_vec x, vec prior, vec (&parts)[1]) {
-  join(x, narrow(prior), parts);
-}
 R2R_INLINE void join(vec x, vec prior, vec (&parts)[1]) {
-  join(narrow(x), prior, parts);
+  join(narrow(x), narrow(prior), parts);
 }
 R2R_INLINE void split(const vec (&parts)[1], vec& x, vec& prior) {
   x = even_of(parts[0]);
@@ -87,13 +95,24 @@ R2R_INLINE void slide(
   }
 }
 
-// A vector of the result.
-template <class T>
-R2R_INLINE void put_result(const GatedConv<T>& op, T* p, vec value, int64_t valid) {
-  if constexpr (std::is_same_v<T, float>) {
-    if (op.streams) return stream(p, value);
+// A vector of the result, or a line of it.
+template <class T, int V>
+R2R_INLINE void put_result(const GatedConv<T>& op, T* p, const vec (&values)[V], int64_t valid) {
+  if constexpr (V * WIDTH == LINE<T>) {
+    if (valid == LINE<T>) return op.streams ? stream_line(p, values) : store_line(p, values);
   }
-  store_upto(p, value, valid);
+  store_upto(p, values[0], valid);
+}
+
+// A 1x1 convolution of a vector or a line. tap(0, v) is x's of vector v, tap(1, v) the prior's, tap(2, v) the bias.
+template <int V, class T, class Tap>
+R2R_INLINE void gate_values(const GatedConv<T>& op, const T* x, const T* prior, T* y, int64_t valid, const Tap& tap) {
+  vec values[V];
+  for (int v = 0; v < V; v++) {
+    const vec a = V == 1 ? load_upto(x, valid) : load_line(x, v), b = V == 1 ? load_upto(prior, valid) : load_line(prior, v);
+    values[v] = blend(a, b, gate_of<T>(tap(2, v) + tap(0, v) * a + tap(1, v) * b));
+  }
+  put_result(op, y, values, valid);
 }
 
 // -- planes (NCHW): vectors of neighbouring pixels ---------------------------------------------------------------------
@@ -112,8 +131,8 @@ inline void stage_row(const T* row, int64_t width, float* to) {  // row = nullpt
 }
 
 // Both rows, part p of them at to + p * stride.
-template <int P, class T, class Prior>
-inline void stage_rows(const T* x, const Prior* prior, int64_t width, float* to) {
+template <int P, class T>
+inline void stage_rows(const T* x, const T* prior, int64_t width, float* to) {
   const int64_t stride = staged_stride(width);
   for (int p = 0; p < P; p++) store(to + p * stride - WIDTH, vec{}), store(to + (p + 1) * stride - 2 * WIDTH, vec{});
   for_vectors(0, width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
@@ -125,7 +144,7 @@ inline void stage_rows(const T* x, const Prior* prior, int64_t width, float* to)
 
 // The mean of these rows of a plane of the prior, at the output's width. line [prior_width]: memory to work in.
 template <class T>
-inline void resize_row(const GatedConv<T>& op, const T* plane, Window rows, float* line, float* to) {
+inline void resize_row(const GatedConv<T>& op, const T* plane, Window rows, float* line, T* to) {
   const float scale = 1.0f / (float)(rows.end - rows.begin);
   const auto mean = [&](int64_t i, int64_t valid) R2R_ALWAYS {
     vec total{};
@@ -143,10 +162,9 @@ inline void resize_row(const GatedConv<T>& op, const T* plane, Window rows, floa
   for_vectors(0, op.prior_width, [&](int64_t i, int64_t valid) R2R_ALWAYS { store(line + i, mean(i, valid)); });
   for (int64_t c = 0; c < op.width; c++) {
     const int64_t first = op.first_columns[c], last = op.last_columns[c];
-    to[c] = line[first];
-    if (first == last) continue;
-    for (int64_t i = first + 1; i <= last; i++) to[c] += line[i];
-    to[c] /= (float)(last - first + 1);
+    float total = line[first];
+    for (int64_t i = first + 1; i <= last; i++) total += line[i];
+    store_first(to + c, splat(first == last ? total : total / (float)(last - first + 1)), 1);
   }
 }
 
@@ -154,7 +172,8 @@ template <class T>
 void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch) {
   constexpr int P = PARTS<T>;
   const int64_t stride = staged_stride(op.width);
-  float *staged = scratch + WIDTH, *resized = staged + (least(STRIP, op.height) + 2) * P * stride, *line = resized + stride;
+  float *staged = scratch + WIDTH, *rest = staged + (least(STRIP, op.height) + 2) * P * stride, *line = rest + stride;
+  T* resized = (T*)rest;
   const float* weight = op.weight + plane % op.channels * 18;
   vec taps[3][3][P];
   for (int t = 0; t < 9; t++) join(splat(weight[t]), splat(weight[9 + t]), taps[t / 3][t % 3]);
@@ -191,46 +210,41 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
             if (!op.streams) __builtin_prefetch(out + (r + STRIP) * op.width + i, 1);
           },
           [&](int64_t r, vec z, vec x, vec b) R2R_ALWAYS {
-            put_result(op, out + r * op.width + i, blend(x, b, gate_of<T>(z)), valid);
+            const vec value[] = {blend(x, b, gate_of<T>(z))};
+            put_result(op, out + r * op.width + i, value, valid);
           });
     });
   }
 }
 
-// A 1x1 convolution of `count` neighbouring pixels.
-template <class T, class P>
-inline void gate_pixels(
-    const GatedConv<T>& op, const T* x, const P* prior, T* y, int64_t count, const float* weight, float bias) {
-  const float of_x = weight[0], of_prior = weight[1];
-  for_vectors(0, count, [&](int64_t i, int64_t valid) R2R_ALWAYS {
-    const vec a = load_upto(x + i, valid), b = load_upto(prior + i, valid);
-    put_result(op, y + i, blend(a, b, gate_of<T>(bias + of_x * a + of_prior * b)), valid);
-  });
-}
-
 template <class T>
-void gated_conv_pixels(const GatedConv<T>& op, int64_t plane, float* scratch) {
-  const float *weight = op.weight + plane % op.channels * 2, bias = op.bias[plane % op.channels];
+void gated_conv_plane_1x1(const GatedConv<T>& op, int64_t plane, float* scratch) {
+  const float* weight = op.weight + plane % op.channels * 2;
+  const vec taps[] = {splat(weight[0]), splat(weight[1]), splat(op.bias[plane % op.channels])};
+  const auto gate = [&](const T* x, const T* prior, T* y, int64_t count) {
+    const int64_t head = op.streams ? least(count, -(uintptr_t)y % 64 / sizeof(T)) : 0;
+    for_lines<T>(head, count, [&]<int V>(int64_t i, int64_t valid) R2R_ALWAYS {
+      gate_values<V>(op, x + i, prior + i, y + i, valid, [&](int t, int) R2R_ALWAYS { return taps[t]; });
+    });
+  };
   const int64_t base = plane * op.height * op.width;
-  if (!op.rows) {
-    gate_pixels(op, op.x + base, op.prior + base, op.y + base, op.height * op.width, weight, bias);
-    return;
-  }
+  if (!op.rows) return gate(op.x + base, op.prior + base, op.y + base, op.height * op.width);
   const T* from = op.prior + plane * op.prior_height * op.prior_width;
-  float *row = scratch, *line = row + staged_stride(op.width);
-  Window last{-1, -1};
+  T* resized = (T*)scratch;
+  float* line = scratch + staged_stride(op.width);
+  Window held{-1, -1};
   for (int64_t r = 0; r < op.height; r++) {
     const Window rows = op.rows[r];
-    if (rows.begin != last.begin || rows.end != last.end) resize_row(op, from, rows, line, row);
-    last = rows;
-    gate_pixels(op, op.x + base + r * op.width, row, op.y + base + r * op.width, op.width, weight, bias);
+    if (rows.begin != held.begin || rows.end != held.end) resize_row(op, from, rows, line, resized);
+    held = rows;
+    gate(op.x + base + r * op.width, resized, op.y + base + r * op.width, op.width);
   }
 }
 
 template <class T>
 void gated_conv_plane(const GatedConv<T>& op, int64_t plane, float* scratch) {
   if (op.kernel == 1) {
-    gated_conv_pixels(op, plane, scratch);
+    gated_conv_plane_1x1(op, plane, scratch);
   } else {
     gated_conv_plane_3x3(op, plane, scratch);
   }
@@ -341,51 +355,60 @@ inline __attribute__((always_inline)) vec logit_at(
   return z;
 }
 
-// A 1x1 convolution of one pixel; prior_at(c, valid) gives the prior's channels.
-template <class T, class Prior>
-R2R_INLINE void gate_pixel(const GatedConv<T>& op, const T* x, T* y, const Prior& prior_at) {
-  for_vectors(0, op.channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-    const vec a = load_upto(x + c, valid), b = prior_at(c, valid);
-    const vec of_x = load_upto(op.weight + c, valid), of_prior = load_upto(op.weight + op.channels + c, valid);
-    const vec gate = gate_of<T>(load_upto(op.bias + c, valid) + of_x * a + of_prior * b);
-    put_result(op, y + c, blend(a, b, gate), valid);
-  });
+// Means of a smaller or larger prior over the windows of one row and of columns [left, right). Neighbouring columns often
+// share their window: means[which[column - left]] [channels] is a column's.
+template <class T>
+inline void resize_channels(
+    const GatedConv<T>& op, int64_t left, int64_t right, const T* image, Window rows, int32_t* which, T* means) {
+  int32_t number = -1;
+  for (int64_t column = left; column < right; column++) {
+    const int64_t first = op.first_columns[column], last = op.last_columns[column];
+    const bool shared = column > left && first == op.first_columns[column - 1] && last == op.last_columns[column - 1];
+    which[column - left] = shared ? number : ++number;
+    if (shared) continue;
+    const float scale = 1.0f / (float)((rows.end - rows.begin) * (last - first + 1));
+    for_vectors(0, op.channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
+      vec total{};
+      for (int64_t r = rows.begin; r < rows.end; r++) {
+        for (int64_t i = first; i <= last; i++) {
+          total += load_upto(image + (r * op.prior_width + i) * op.channels + c, valid);
+        }
+      }
+      store_upto(means + number * op.channels + c, total * scale, valid);
+    });
+  }
 }
 
-// A smaller prior's rows are averaged once for all rows that share them, its columns where they are used.
+// A smaller prior's means are made once for all rows and columns that share them.
 template <class T>
-void gated_conv_rows_1x1(const GatedConv<T>& op, int64_t n, int64_t top, int64_t bottom, float* means) {
-  const int64_t channels = op.channels, line = op.prior_width * channels;
-  const T* prior = op.prior + n * op.prior_height * line;
-  Window held{-1, -1};
-  for (int64_t r = top; r < bottom; r++) {
-    const Window rows = op.rows ? op.rows[r] : held;
-    if (rows.begin != held.begin || rows.end != held.end) {
-      const float scale = 1.0f / (float)(rows.end - rows.begin);
-      for_vectors(0, line, [&](int64_t i, int64_t valid) R2R_ALWAYS {
-        vec total{};
-        for (int64_t row = rows.begin; row < rows.end; row++) total += load_upto(prior + row * line + i, valid);
-        store_upto(means + i, total * scale, valid);
-      });
-      held = rows;
+void gated_conv_rows_1x1(const GatedConv<T>& op, int64_t n, const Tile& tile, float* scratch) {
+  const int64_t channels = op.channels;
+  const T* image = op.prior + n * op.prior_height * op.prior_width * channels;
+  float* taps = scratch;
+  T* means = (T*)(taps + 3 * channels);
+  int32_t* which = (int32_t*)(taps + (3 + tile.right - tile.left) * channels);
+  const float* const given[] = {op.weight, op.weight + channels, op.bias};
+  for_lines<T>(0, channels, [&]<int V>(int64_t c, int64_t valid) R2R_ALWAYS {
+    for (int t = 0; t < 3; t++) {
+      vec values[V];
+      for (int v = 0; v < V; v++) values[v] = load_upto(given[t] + c + v * WIDTH, valid - v * WIDTH);
+      to_line_order(values);
+      for (int v = 0; v < V; v++) store_upto(taps + t * channels + c + v * WIDTH, values[v], valid - v * WIDTH);
     }
-    for (int64_t column = 0; column < op.width; column++) {
+  });
+  Window held{-1, -1};
+  for (int64_t r = tile.top; r < tile.bottom; r++) {
+    if (op.rows && (op.rows[r].begin != held.begin || op.rows[r].end != held.end)) {
+      held = op.rows[r];
+      resize_channels(op, tile.left, tile.right, image, held, which, means);
+    }
+    for (int64_t column = tile.left; column < tile.right; column++) {
       const int64_t at = ((n * op.height + r) * op.width + column) * channels;
-      if (!op.rows) {
-        const T* b = op.prior + at;
-        gate_pixel(op, op.x + at, op.y + at, [&](int64_t c, int64_t valid) R2R_ALWAYS { return load_upto(b + c, valid); });
-        continue;
-      }
-      const int64_t places = op.last_columns[column] - op.first_columns[column] + 1;
-      const float *b = means + op.first_columns[column] * channels, scale = 1.0f / (float)places;
-      if (places == 1) {
-        gate_pixel(op, op.x + at, op.y + at, [&](int64_t c, int64_t valid) R2R_ALWAYS { return load_upto(b + c, valid); });
-        continue;
-      }
-      gate_pixel(op, op.x + at, op.y + at, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-        vec total{};
-        for (int64_t i = 0; i < places; i++) total += load_upto(b + i * channels + c, valid);
-        return total * scale;
+      const T *x = op.x + at, *prior = op.rows ? means + which[column - tile.left] * channels : op.prior + at;
+      for_lines<T>(0, channels, [&]<int V>(int64_t c, int64_t valid) R2R_ALWAYS {
+        gate_values<V>(op, x + c, prior + c, op.y + at + c, valid, [&](int t, int v) R2R_ALWAYS {
+          return load_upto(taps + t * channels + c + v * WIDTH, valid - v * WIDTH);
+        });
       });
     }
   }
@@ -429,33 +452,10 @@ R2R_INLINE void gate_pixels_3x3(
     for (int n = 0; n < N; n++) {
       vec a, b;
       split(centre[n], a, b);
-      put_result(op, y + n * channels + c, blend(a, b, gate_of<T>(z[n])), valid);
+      const vec value[] = {blend(a, b, gate_of<T>(z[n]))};
+      put_result(op, y + n * channels + c, value, valid);
     }
   });
-}
-
-// Means of a smaller or larger prior over the windows of one row and of columns [left, right). Neighbouring columns often
-// share their window: means[which[column - left]] [channels] is a column's.
-template <class T>
-inline void resize_channels(
-    const GatedConv<T>& op, int64_t left, int64_t right, const T* image, Window rows, int32_t* which, T* means) {
-  int32_t number = -1;
-  for (int64_t column = left; column < right; column++) {
-    const int64_t first = op.first_columns[column], last = op.last_columns[column];
-    const bool shared = column > left && first == op.first_columns[column - 1] && last == op.last_columns[column - 1];
-    which[column - left] = shared ? number : ++number;
-    if (shared) continue;
-    const float scale = 1.0f / (float)((rows.end - rows.begin) * (last - first + 1));
-    for_vectors(0, op.channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-      vec total{};
-      for (int64_t r = rows.begin; r < rows.end; r++) {
-        for (int64_t i = first; i <= last; i++) {
-          total += load_upto(image + (r * op.prior_width + i) * op.channels + c, valid);
-        }
-      }
-      store_upto(means + number * op.channels + c, total * scale, valid);
-    });
-  }
 }
 
 // A tile, narrow enough for three of its rows to stay in the second-level cache, is walked down.
@@ -516,7 +516,7 @@ void gated_conv_rows_3x3(const GatedConv<T>& op, int64_t n, const Tile& tile, fl
 template <class T>
 void gated_conv_rows(const GatedConv<T>& op, int64_t n, const Tile& tile, float* scratch) {
   if (op.kernel == 1) {
-    gated_conv_rows_1x1(op, n, tile.top, tile.bottom, scratch);
+    gated_conv_rows_1x1(op, n, tile, scratch);
   } else {
     gated_conv_rows_3x3(op, n, tile, scratch);
   }

@@ -58,16 +58,16 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
       op.first_columns = across.first.data();
       op.last_columns = across.last.data();
     }
-    // In bfloat16 neighbouring vectors, half a cache line each, are not written together.
     const int64_t bytes = static_cast<int64_t>(sizeof(T)), row = (channels_last ? op.channels : op.width) * bytes;
     const bool on_lines = row % 64 == 0 && reinterpret_cast<uintptr_t>(op.y) % 64 == 0;
-    op.streams = std::is_same_v<T, float> && on_lines && y.numel() * bytes >= LARGE;
+    op.streams = (on_lines || (kernel == 1 && !channels_last)) && y.numel() * bytes >= LARGE;
     if (channels_last) {
       const int64_t each = kernel == 1 ? STRIP : 2 * STRIP, strips = (op.height + each - 1) / each;
-      const int64_t columns = kernel == 1 ? op.width : std::min(op.width, gated_conv_columns(op.channels));
+      const bool narrow = kernel == 3 || op.rows;
+      const int64_t columns = narrow ? std::min(op.width, gated_conv_columns(op.channels)) : op.width;
       const int64_t tiles = (op.width + columns - 1) / columns;
       parallel(images * strips * tiles, [&](int64_t begin, int64_t end) {
-        float* memory = scratch(gated_conv_rows_scratch(op.channels, columns, op.prior_width));
+        float* memory = scratch(gated_conv_rows_scratch(op.channels, kernel, narrow ? columns : 0));
         for (int64_t i = begin; i < end; i++) {
           const int64_t top = i / tiles % strips * each, tile = i % tiles;
           const Tile place{

@@ -194,7 +194,7 @@ struct GatedConv {
   const Window* rows;  // of the prior, that each row averages; nullptr: they are of the same size
   const int32_t* first_columns;  // and each column; LANES of these beyond the last can be read
   const int32_t* last_columns;
-  bool streams;  // y, float, is written past the caches: its rows (channels_last: pixels) are whole cache lines
+  bool streams;  // lines of y are written past the caches; but for 1x1 in planes, its rows or pixels are whole lines
 };
 
 template <class T>
@@ -388,14 +388,13 @@ constexpr int64_t STRIP = 8;  // rows that the gated convolution makes at a time
 static inline int64_t gated_conv_plane_scratch(int64_t width, int64_t prior_width) {
   return 5 * (STRIP + 4) * (width + 3 * PANEL) + prior_width + PANEL;
 }
-// Columns that 3x3 makes at a time in channels_last: three rows of x and of the prior fit the second-level cache.
+// Columns that are made at a time in channels_last: three rows of x and of the prior fit the second-level cache.
 static inline int64_t gated_conv_columns(int64_t channels) {
   const int64_t fit = 131072 / 6 / channels;
   return fit > 8 ? fit : 8;
 }
-static inline int64_t gated_conv_rows_scratch(int64_t channels, int64_t columns, int64_t prior_width) {
-  const int64_t tile = (19 + 3 * (columns + 2)) * channels + columns + 2 * PANEL;
-  return (channels * prior_width > tile ? channels * prior_width : tile) + PANEL;
+static inline int64_t gated_conv_rows_scratch(int64_t channels, int64_t kernel, int64_t columns) {
+  return (2 * kernel * kernel + 1 + kernel * (columns + 2)) * channels + columns + 3 * PANEL;
 }
 static inline int64_t gated_conv_rows_backward_scratch(int64_t channels, int64_t width) {
   return channels * (1 + 6 * width) + PANEL;

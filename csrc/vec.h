@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -13,6 +13,8 @@
 namespace r2r::R2R_ISA {
 
 #if defined(__AVX512F__)
+// All lanes. GCC 12 takes intrinsics without a mask through the stack.
+constexpr int ALL = -1;
 constexpr int WIDTH = 16;
 constexpr int ROWS = 14;  // output channels of a micro-kernel: ROWS x 2 accumulators
 #elif defined(__AVX2__)
@@ -37,8 +39,15 @@ inline int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-inline vec widen(half_vec bits) {
-  return (vec)(__builtin_convertvector(bits, uvec) << 16);
+inline vec widen(half_vec bits) {  // of __builtin_convertvector, GCC 12 makes five instructions in place of one
+#if defined(__AVX512F__)
+  const uvec wide = (uvec)_mm512_maskz_cvtepu16_epi32(ALL, (__m256i)bits);
+#elif defined(__AVX2__)
+  const uvec wide = (uvec)_mm256_cvtepu16_epi32((__m128i)bits);
+#else
+  const uvec wide = __builtin_convertvector(bits, uvec);
+#endif
+  return (vec)(wide << 16);
 }
 inline half_vec narrow(vec value) {  // round to nearest even; a NaN stays one
 #if defined(__AVX512BF16__)
@@ -120,13 +129,58 @@ inline void store_upto(T* p, vec value, int64_t n) {
   }
 }
 
-// Writes past the caches, where the processor does that; p on as many bytes as a vector has. After fence() others see it.
-inline void stream(float* p, vec value) {
+// A line: values that are loaded and stored together, in an order that costs the least, where only what meets in a lane
+// matters. load_line gives vector v of it. With AVX-512 it is a line of the cache, which can be streamed: written past the caches. After fence() others see it.
 #if defined(__AVX512F__)
-  _mm512_stream_ps(p, (__m512)value);
+template <class T>
+constexpr int LINE = 64 / sizeof(T);
+
+inline vec unpack(int v, __m512i even, __m512i odd) {
+  return (vec)(v ? _mm512_maskz_unpackhi_epi16(ALL, even, odd) : _mm512_maskz_unpacklo_epi16(ALL, even, odd));
+}
+inline vec load_line(const bfloat16* p, int v) {
+  return unpack(v, _mm512_setzero_si512(), _mm512_loadu_si512(p));
+}
+inline void to_line_order(vec (&values)[2]) {
+  const __m512 first = (__m512)values[0], second = (__m512)values[1];
+  values[0] = (vec)_mm512_maskz_shuffle_f32x4(ALL, first, second, 0x88);
+  values[1] = (vec)_mm512_maskz_shuffle_f32x4(ALL, first, second, 0xdd);
+}
+inline __m512i narrow(const vec (&line)[2]) {
+#if defined(__AVX512BF16__)
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)line[1], (__m512)line[0]);
+  return _mm512_maskz_permutexvar_epi64(ALL, _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), halves);
 #else
-  store(p, value);
+  const vec first = widen(narrow(line[0])), second = widen(narrow(line[1]));
+  return _mm512_packus_epi32((__m512i)((uvec)first >> 16), (__m512i)((uvec)second >> 16));
 #endif
+}
+inline void store_line(bfloat16* p, const vec (&line)[2]) {
+  _mm512_storeu_si512(p, narrow(line));
+}
+inline void stream_line(bfloat16* p, const vec (&line)[2]) {
+  _mm512_stream_si512((__m512i*)p, narrow(line));
+}
+inline void stream_line(float* p, const vec (&line)[1]) {
+  _mm512_stream_ps(p, (__m512)line[0]);
+}
+#else
+template <class T>
+constexpr int LINE = WIDTH;
+
+template <class T>
+inline void stream_line(T* p, const vec (&line)[1]) {
+  store(p, line[0]);
+}
+#endif
+template <class T>
+inline vec load_line(const T* p, int) {
+  return load(p);
+}
+inline void to_line_order(vec (&)[1]) {}
+template <class T>
+inline void store_line(T* p, const vec (&line)[1]) {
+  store(p, line[0]);
 }
 inline void fence() {
 #if defined(__AVX512F__)
@@ -151,10 +205,10 @@ constexpr bool MULTIPLIES_PAIRS = std::is_same_v<T, bfloat16>;
 inline vec interleave(__m512i halves) {
   const __m512i order = _mm512_set_epi16(
       31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return (vec)_mm512_permutexvar_epi16(order, halves);
+  return (vec)_mm512_maskz_permutexvar_epi16(ALL, order, halves);
 }
 inline vec pairs(half_vec even, half_vec odd) {
-  return interleave(_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)even), (__m256i)odd, 1));
+  return interleave(_mm512_maskz_inserti64x4(ALL, _mm512_castsi256_si512((__m256i)even), (__m256i)odd, 1));
 }
 inline void store(ChannelPair* p, vec even, vec odd) {
   *(loose_vec*)p = interleave((__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));

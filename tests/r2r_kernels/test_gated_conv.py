@@ -108,10 +108,13 @@ def test_several_strips_and_tiles(
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("name", ["contiguous", "channels_last"])
-def test_a_result_larger_than_the_caches_has_the_same_bits(name: str, kernel: int) -> None:
-    """It is written past them; those of its images are not."""
-    for size in ((128, 128), (8, 8)):
-        x, prior, *rest = inputs((9, 64, 128, 128), kernel, size)
+@pytest.mark.parametrize(("dtype", "shape"), [("float32", (9, 64, 128, 128)), ("bfloat16", (18, 64, 127, 131))])
+def test_a_result_larger_than_the_caches_has_the_same_bits(
+    name: str, kernel: int, dtype: str, shape: tuple[int, int, int, int]
+) -> None:
+    """It is written past them, in lines that begin anywhere in a plane of odd size; those of its images are not."""
+    for size in ((shape[2], shape[3]), (8, 8)):
+        x, prior, *rest = (t.to(getattr(torch, dtype)) for t in inputs(shape, kernel, size))
         x, prior = FORMATS[name](x), FORMATS[name](prior)
         whole = F.gated_conv(x, prior, *rest)
         for n in range(len(x)):
