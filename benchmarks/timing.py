@@ -28,7 +28,8 @@ _LEAST_SAMPLE = 1e-3  # seconds; below this a CPU's clock and Python's loop are 
 
 @dataclass(frozen=True)
 class Effort:
-    """Rounds as they fit into `seconds`, but no fewer and no more than these; one round where a round takes minutes."""
+    """Rounds as they fit into `seconds`, but no fewer and no more than these; one where a round takes minutes, which is
+    that in which memory was observed."""
 
     seconds: float
     least: int
@@ -56,7 +57,6 @@ class Contender:
 class Measurement:
     """Of one contender: seconds a call by phase, one for each round; `peak` bytes beyond what was held before."""
 
-    first_call: float
     peak: int | None = None
     iterations: int = 1
     samples: dict[str, list[float]] = field(default_factory=dict)
@@ -73,21 +73,27 @@ def warm_up(contender: Contender, device: torch.device) -> tuple[list[Any], floa
 
 def measure(contenders: dict[str, Contender], device: torch.device, effort: Effort) -> dict[str, Measurement]:
     """Interleaved samples of contenders that are warmed up."""
-    measurements, a_round = {}, 0.0
+    measurements, observed, a_round = {}, {}, 0.0
     for name, contender in contenders.items():
-        seconds, peak = _observe(contender, device)
-        iterations = 1
+        observed[name], peak = _observe(contender, device)
+        seconds, iterations = sum(observed[name].values()), 1
         if device.type == "cpu" and len(contender.phases) == 1:
             iterations = max(1, round(_LEAST_SAMPLE / max(seconds, 1e-7)))
-        measurements[name] = Measurement(0.0, peak, iterations, {phase: [] for phase in contender.phases})
+        measurements[name] = Measurement(peak, iterations, {phase: [] for phase in contender.phases})
         a_round += seconds * iterations
+    rounds = effort.rounds(a_round)
+    if rounds == 1:
+        for name, measured in measurements.items():
+            measured.iterations = 1
+            measured.samples = {phase: [seconds] for phase, seconds in observed[name].items()}
+        return measurements
     order = list(contenders)
     shuffle = random.Random(0).shuffle
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for _ in range(effort.rounds(a_round)):
+        for _ in range(rounds):
             shuffle(order)
             for name in order:
                 measured = measurements[name]
@@ -129,8 +135,8 @@ def _scratch(device: torch.device) -> torch.Tensor:
     return torch.empty(size, dtype=torch.int8, device=device)
 
 
-def _observe(contender: Contender, device: torch.device) -> tuple[float, int | None]:
-    """Seconds of one warm call, all phases, and its peak memory beyond what was held before it."""
+def _observe(contender: Contender, device: torch.device) -> tuple[dict[str, float], int | None]:
+    """Seconds of one warm call by phase, and its peak memory beyond what was held before it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -138,11 +144,12 @@ def _observe(contender: Contender, device: torch.device) -> tuple[float, int | N
         torch.cuda.reset_peak_memory_stats(device)
     else:
         before = _reset_peak()
-    start = time.perf_counter()
-    for call in contender.phases.values():
+    seconds = {}
+    for phase, call in contender.phases.items():
+        start = time.perf_counter()
         call()
-    synchronize(device)
-    seconds = time.perf_counter() - start
+        synchronize(device)
+        seconds[phase] = time.perf_counter() - start
     after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _memory("VmHWM")
     return seconds, None if before is None or after is None else max(0, after - before)
 

@@ -42,6 +42,15 @@ def test_short_calls_are_repeated_within_a_sample() -> None:
     assert count[0] == 1 + 2 * measured.iterations
 
 
+def test_one_round_is_the_one_that_was_observed() -> None:
+    """A photo of 24 MP takes minutes with each rival."""
+    calls: list[str] = []
+    contender = Contender({name: lambda name=name: calls.append(name) for name in ("forward", "backward")})  # type: ignore[misc]
+    measured = measure({"a": contender}, CPU, Effort(0.0, 1, 1))["a"]
+    assert calls == ["forward", "backward"]
+    assert [len(samples) for samples in measured.samples.values()] == [1, 1]
+
+
 def test_phases_run_in_order() -> None:
     calls: list[str] = []
     contender = Contender({name: lambda name=name: calls.append(name) for name in ("forward", "backward")})  # type: ignore[misc]
