@@ -132,8 +132,13 @@ void naf_block_backward(
     const NAFBlockWeights w{p[0], p[1],  p[2],  p[3],  p[4],  p[5],  p[6],  p[7],  p[8],
                             p[9], p[10], p[11], p[12], p[13], p[14], p[15], p[16], p[17]};
     const Depthwise conv{w.conv2_weight, w.conv2_bias, channels, x.size(2), x.size(3)};
-    std::vector<float> transposed(6 * matrix);
-    float *conv1 = transposed.data(), *conv3 = conv1 + 2 * matrix, *conv4 = conv3 + matrix, *conv5 = conv4 + 2 * matrix;
+    // Images are taken in groups, for which there is memory to work in: what one sweep leaves there, the next should
+    // find in a cache. A sweep over a group's panels that makes sums has parts, in number independent of that of the
+    // threads: enough of them to share, each with enough pixels to be worth its sums, which are as large as the weights.
+    const int64_t most = work.size(0), each = panels(pixels), size = floats_of_sums(channels);
+    int64_t parts = 2;
+    while (parts < 64 && parts * 8 <= most * each && 2 * parts * matrix <= 1 << 19) parts *= 2;
+    float *memory = shared_scratch(6 * matrix + parts * size), *conv1 = memory + parts * size, *conv3 = conv1 + 2 * matrix, *conv4 = conv3 + matrix, *conv5 = conv4 + 2 * matrix;
     parallel((2 * channels + LANES - 1) / LANES, [&](int64_t begin, int64_t end) {
       const auto& transpose = kernels(tag).transpose_matrix;
       const int64_t first = begin * LANES, last = std::min(end * LANES, 2 * channels), half = std::min(last, channels);
@@ -143,14 +148,7 @@ void naf_block_backward(
       transpose(w.conv5_weight, w.gamma, channels, channels, first, half, conv5);
     });
 
-    // Images are taken in groups, for which there is memory to work in: what one sweep leaves there, the next should
-    // find in a cache. A sweep over a group's panels that makes sums has parts, in number independent of that of the
-    // threads: enough of them to share, each with enough pixels to be worth its sums, which are as large as the weights.
-    const int64_t most = work.size(0), each = panels(pixels);
-    int64_t parts = 2;
-    while (parts < 64 && parts * 8 <= most * each && 2 * parts * matrix <= 1 << 19) parts *= 2;
-    const int64_t size = floats_of_sums(channels);
-    std::vector<float> memory(parts * size);
+    parallel(parts, [&](int64_t begin, int64_t end) { std::fill(memory + begin * size, memory + end * size, 0.0f); });
     std::fill(to[6], to[6] + matrix, 0.0f);
     std::fill(to[7], to[7] + channels, 0.0f);
     std::vector<float> dconv2(20 * channels);
@@ -189,7 +187,7 @@ void naf_block_backward(
         parallel(parts, [&](int64_t begin, int64_t end) {
           float* kept = scratch(naf_block_backward_scratch(channels));
           for (int64_t part = begin; part < end; part++) {
-            const NAFBlockSums sums = sums_at(memory.data() + part * size, channels);
+            const NAFBlockSums sums = sums_at(memory + part * size, channels);
             sweep(all * part / parts, all * (part + 1) / parts, [&](int64_t n, int64_t first, int64_t last) {
               body(part, n, first, last, sums, kept);
             });
@@ -230,7 +228,7 @@ void naf_block_backward(
         kernels(tag).naf_block_first_backward(op, n, first, last, sums, kept);
       });
     }
-    gradients(w, channels, Total{memory.data(), parts, size}, sums_at(memory.data(), channels), to);
+    gradients(w, channels, Total{memory, parts, size}, sums_at(memory, channels), to);
   });
 }
 

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -37,6 +38,17 @@ void for_dtype(const Tensor& tensor, const Body& body) {
   }
 }
 
+// body(begin, end) on PyTorch's threads.
+template <class Body>
+void parallel(int64_t tasks, const Body& body) {
+  if (tasks > 0) torch::stable::parallel_for(0, tasks, 1, body);
+}
+
+// This thread's scratch: aligned to a cache line, kept between calls because fresh pages cost more than the work in them.
+// Tasks take the first; what an operator holds while its tasks run is in the second.
+float* scratch(int64_t floats);
+float* shared_scratch(int64_t floats);
+
 // Contiguous parameters as float32: where they are, or widened copies that live as long as this.
 class Floats {
  public:
@@ -44,21 +56,18 @@ class Floats {
     if (tensor.scalar_type() == torch::headeronly::ScalarType::Float) return data<float>(tensor);
     copies_.push_back(std::unique_ptr<float[]>(new float[tensor.numel()]));
     const bfloat16* from = data<bfloat16>(tensor);
-    kernels(from).widen(from, copies_.back().get(), tensor.numel());
-    return copies_.back().get();
+    float* to = copies_.back().get();
+    constexpr int64_t BLOCK = 65536;
+    const int64_t count = tensor.numel();
+    parallel((count + BLOCK - 1) / BLOCK, [&](int64_t begin, int64_t end) {
+      kernels(from).widen(from + begin * BLOCK, to + begin * BLOCK, std::min(end * BLOCK, count) - begin * BLOCK);
+    });
+    return to;
   }
 
  private:
   std::vector<std::unique_ptr<float[]>> copies_;
 };
 
-// This thread's scratch: aligned to a cache line, kept between calls because fresh pages cost more than the work in them.
-float* scratch(int64_t floats);
-
-// body(begin, end) on PyTorch's threads.
-template <class Body>
-void parallel(int64_t tasks, const Body& body) {
-  if (tasks > 0) torch::stable::parallel_for(0, tasks, 1, body);
-}
 
 }  // namespace r2r
