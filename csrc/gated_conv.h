@@ -15,8 +15,8 @@ R2R_INLINE void for_vectors(int64_t begin, int64_t end, const Body& body) {
   if (i < end) body(i, end - i);
 }
 
-// body<V>(i, valid) for each line of `count` values, of V vectors, and for what does not fill one: a vector in the usual
-// order, valid of whose values exist. The first line begins after `head` values.
+// body<V>(i, valid) for the values [0, count): for lines, of V vectors, the first of which begins after `head` values; for
+// those before and behind them, one vector at a time, valid of whose values exist, in their usual order.
 template <class T, class Body>
 R2R_INLINE void for_lines(int64_t head, int64_t count, const Body& body) {
   const auto single = [&](int64_t i, int64_t valid) R2R_ALWAYS { body.template operator()<1>(i, valid); };
@@ -109,7 +109,8 @@ template <int V, class T, class Tap>
 R2R_INLINE void gate_values(const GatedConv<T>& op, const T* x, const T* prior, T* y, int64_t valid, const Tap& tap) {
   vec values[V];
   for (int v = 0; v < V; v++) {
-    const vec a = V == 1 ? load_upto(x, valid) : load_line(x, v), b = V == 1 ? load_upto(prior, valid) : load_line(prior, v);
+    const vec a = V == 1 ? load_upto(x, valid) : load_line(x, v);
+    const vec b = V == 1 ? load_upto(prior, valid) : load_line(prior, v);
     values[v] = blend(a, b, gate_of<T>(tap(2, v) + tap(0, v) * a + tap(1, v) * b));
   }
   put_result(op, y, values, valid);

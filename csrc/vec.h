@@ -129,17 +129,16 @@ inline void store_upto(T* p, vec value, int64_t n) {
   }
 }
 
-// A line: values that are loaded and stored together, in an order that costs the least, where only what meets in a lane
-// matters. load_line gives vector v of it. With AVX-512 it is a line of the cache, which can be streamed: written past the caches. After fence() others see it.
+// A line: values that are loaded and stored together, in the order that costs the least, where all that matters is what
+// meets in a lane. load_line gives vector v of it. With AVX-512 it is a line of the cache, on which p lies where it is
+// streamed, that is, written past the caches; after fence() others see it.
 #if defined(__AVX512F__)
 template <class T>
 constexpr int LINE = 64 / sizeof(T);
 
-inline vec unpack(int v, __m512i even, __m512i odd) {
-  return (vec)(v ? _mm512_maskz_unpackhi_epi16(ALL, even, odd) : _mm512_maskz_unpacklo_epi16(ALL, even, odd));
-}
 inline vec load_line(const bfloat16* p, int v) {
-  return unpack(v, _mm512_setzero_si512(), _mm512_loadu_si512(p));
+  const __m512i line = _mm512_loadu_si512(p), zero = _mm512_setzero_si512();
+  return (vec)(v ? _mm512_maskz_unpackhi_epi16(ALL, zero, line) : _mm512_maskz_unpacklo_epi16(ALL, zero, line));
 }
 inline void to_line_order(vec (&values)[2]) {
   const __m512 first = (__m512)values[0], second = (__m512)values[1];
