@@ -54,7 +54,7 @@ constexpr Kernels<T> table{
     naf_block_hidden<T>,
     naf_block_second_backward<T>,
     naf_block_first_backward<T>,
-    transpose_matrix,
+    transpose_matrix<T>,
     local_mean_2d<T>,
     local_attention<T>,
     upsample_add_pack,

@@ -130,13 +130,24 @@ struct NAFBlock {
   bool pairs;  // the 1x1 convolutions multiply pairs of channels with `matrices`, and `weights` lacks theirs
 };
 
+// What a block's backward multiplies pixels with.
+template <class T>
+struct NAFBlockProducts {
+  const T* conv1;  // [2 * channels, channels]
+  const T* conv3;  // [channels, channels]
+  const T* conv4;
+  const T* transposed_conv1;  // [channels, 2 * channels]
+  const T* transposed_conv3;  // [channels, channels], times beta
+  const T* transposed_conv4;
+  const T* transposed_conv5;  // times gamma
+};
+
 template <class T>
 struct NAFBlockBackward {
   NAFBlockWeights weights;
-  const float* transposed_conv1;  // [channels, 2 * channels]
-  const float* transposed_conv3;  // [channels, channels], times beta
-  const float* transposed_conv4;  // [channels, 2 * channels]
-  const float* transposed_conv5;  // [channels, channels], times gamma
+  NAFBlockProducts<float> products;
+  NAFBlockProducts<T> in_pairs;
+  bool pairs;  // products are of pairs, with `in_pairs`; `products` are empty, and `weights` lacks conv1's and conv4's
   Images<const T> dz;
   Images<const T> x;
   Images<T> dx;
@@ -335,7 +346,7 @@ struct Kernels {
       const NAFBlockBackward<T>&, int64_t n, int64_t begin, int64_t end, const NAFBlockSums&, float* scratch);
   // Rows [begin, end) of a matrix, each times its scale (nullptr: 1), as columns of to [columns, rows].
   void (*transpose_matrix)(
-      const float* matrix, const float* scale, int64_t rows, int64_t columns, int64_t begin, int64_t end, float* to);
+      const T* matrix, const float* scale, int64_t rows, int64_t columns, int64_t begin, int64_t end, T* to);
   // Rows of one plane of image n, or for channels_last of STRAND of its channels.
   void (*local_mean_2d)(
       const LocalMean2d<T>&, int64_t n, int64_t part, int64_t top, int64_t bottom, float* scratch);
@@ -381,7 +392,7 @@ static inline int64_t padded(int64_t channels) {
   return (channels + LANES - 1) / LANES * LANES;
 }
 static inline int64_t naf_block_backward_scratch(int64_t channels) {
-  return backward_panels(channels) * PANEL * (7 * channels + padded(channels)) + channels * LANES;
+  return backward_panels(channels) * PANEL * (8 * channels + padded(channels)) + channels * LANES;
 }
 
 constexpr int64_t STRIP = 8;  // rows that the gated convolution makes at a time: they fit the first-level cache

@@ -26,7 +26,7 @@ void first_sweep(
     const NAFBlock<T>& op, const F* conv1, int64_t n, const Tile& tile, int64_t begin, int64_t end, float* sums,
     float* scratch) {
   const NAFBlockWeights& w = op.weights;
-  const int64_t channels = op.x.channels, depth = channels / CHANNELS_OF<F>, width = op.width, height = op.height;
+  const int64_t channels = op.x.channels, depth = channels / VALUES_OF<F>, width = op.width, height = op.height;
   const int64_t top = tile.top > 0 ? tile.top - 1 : 0, bottom = least(tile.bottom + 1, height);
   const int64_t left = tile.left > 0 ? tile.left - 1 : 0, right = least(tile.right + 1, width);
   const int64_t columns = right - left, pixels = (bottom - top) * columns, rows = tile.bottom - tile.top;
@@ -102,13 +102,13 @@ template <class F, class From, class To>
 inline void residual_convolution(
     const F* weight, const float* bias, const float* scale, int64_t channels, const F* x, const From* from, To* to,
     int64_t pixels) {
-  constexpr int UNIT = CHANNELS_OF<F>;
+  constexpr int UNIT = VALUES_OF<F>;
   const int64_t depth = channels / UNIT;
   pieces(channels, ROWS, UNIT, [&](int64_t c, int64_t end) {
     const int64_t pairs = (end - c + 1) / 2, second = end - pairs;  // of an odd number, the middle one is computed twice
     for (int64_t first = 0; first < pixels; first += PANEL) {
-      const From* before = from + first * channels / CHANNELS_OF<From>;
-      To* after = to + first * channels / CHANNELS_OF<To>;
+      const From* before = from + first * channels / VALUES_OF<From>;
+      To* after = to + first * channels / VALUES_OF<To>;
       multiply_panel(
           pairs, weight + c * depth, weight + second * depth, depth, x + first * depth, pixels - first,
           [&](auto& sums, int step) __attribute__((always_inline)) {
@@ -133,7 +133,7 @@ template <class F, class T>
 void second_sweep(
     const NAFBlock<T>& op, const F* conv3, const F* conv4, const F* conv5, int64_t n, const float* attention,
     int64_t begin, int64_t end, float* scratch) {
-  constexpr int UNIT = CHANNELS_OF<F>;
+  constexpr int UNIT = VALUES_OF<F>;
   const NAFBlockWeights& w = op.weights;
   const int64_t channels = op.x.channels, depth = channels / UNIT;
   const T* first_half = op.gated + n * channels * op.x.pixels;
@@ -192,7 +192,7 @@ template <class T>
 void naf_block_first(
     const NAFBlock<T>& op, int64_t n, const Tile& tile, int64_t begin, int64_t end, float* sums, float* scratch) {
   if constexpr (MULTIPLIES_PAIRS<T>) {
-    if (op.pairs) return first_sweep(op, (const ChannelPair*)op.matrices.conv1, n, tile, begin, end, sums, scratch);
+    if (op.pairs) return first_sweep(op, (const Pair*)op.matrices.conv1, n, tile, begin, end, sums, scratch);
   }
   first_sweep(op, op.weights.conv1_weight, n, tile, begin, end, sums, scratch);
 }
@@ -205,7 +205,7 @@ void naf_block_second(
   };
   if constexpr (MULTIPLIES_PAIRS<T>) {
     const auto& m = op.matrices;
-    if (op.pairs) return sweep((const ChannelPair*)m.conv3, (const ChannelPair*)m.conv4, (const ChannelPair*)m.conv5);
+    if (op.pairs) return sweep((const Pair*)m.conv3, (const Pair*)m.conv4, (const Pair*)m.conv5);
   }
   sweep(op.weights.conv3_weight, op.weights.conv4_weight, op.weights.conv5_weight);
 }

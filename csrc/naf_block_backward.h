@@ -3,6 +3,8 @@
 //
 // Weight gradients are sums over pixels of products of channels: a panel of one factor is transposed, so that vectors hold
 // channels, and ROWS channels of the other are multiplied with it.
+//
+// Panels are floats. What products multiply (F) are these, or pairs of bfloat16 made of them.
 #pragma once
 
 #include "layer_norm_2d.h"
@@ -11,9 +13,9 @@
 namespace r2r::R2R_ISA {
 
 // epilogue(row, pixel, vector of weight @ x) for the panels of `pixels` pixels, the weights of ROWS rows at a time.
-template <class Epilogue>
+template <class F, class Epilogue>
 inline void multiply_panels(
-    const float* weight, int64_t rows, int64_t depth, const float* x, int64_t pixels, const Epilogue& epilogue) {
+    const F* weight, int64_t rows, int64_t depth, const F* x, int64_t pixels, const Epilogue& epilogue) {
   pieces(rows, ROWS, 1, [&](int64_t r, int64_t end) {
     const int64_t pairs = (end - r + 1) / 2, second = end - pairs;  // of an odd number, the middle one is computed twice
     for (int64_t first = 0; first < pixels; first += PANEL) {
@@ -71,33 +73,67 @@ inline void add_panels(const float* from, float* to, int64_t channels, int64_t p
   for (int64_t i = 0; i < panels(pixels) * PANEL * channels; i += WIDTH) store(to + i, load(to + i) + load(from + i));
 }
 
-// The panels of `pixels` pixels as blocks of WIDTH channels, each [pixels, WIDTH]; of the last block's, some are 0.
-inline void transpose_panels(const float* panels, int64_t channels, int64_t pixels, float* blocks) {
+// Panels of `pixels` pixels as factors, for products over channels and for those over pixels: floats are factors as they
+// are, pairs go into memory. (Behind an odd number of pixels, a pair's second is 0 in one of the factors, the gradient.)
+inline const float* factors_of_channels(const float* panels, int64_t, int64_t, float*) {
+  return panels;
+}
+inline const float* factors_of_pixels(const float* panels, int64_t, int64_t, float*) {
+  return panels;
+}
+#if defined(__AVX512BF16__)
+inline const Pair* factors_of_channels(const float* panels, int64_t channels, int64_t pixels, Pair* memory) {
+  for (int64_t first = 0; first < pixels; first += PANEL) {
+    for (int64_t c = 0; c < channels; c += 2) {
+      for (int s = 0; s < STEPS; s++) {
+        const float* even = panels + place(c, channels, first) + s * WIDTH;
+        put<2>(memory + first * channels / 2 + s * WIDTH, c, [&](int i) { return load(even + i * PANEL); });
+      }
+    }
+  }
+  return memory;
+}
+inline const Pair* factors_of_pixels(const float* from, int64_t channels, int64_t pixels, Pair* memory) {
+  bfloat16* to = (bfloat16*)memory;
+  for (int64_t i = 0; i < panels(pixels) * PANEL * channels; i += WIDTH) store(to + i, load(from + i));
+  return memory;
+}
+#endif
+
+template <class F>
+constexpr int64_t ROW = PANEL / VALUES_OF<F>;  // factors of pixels, of a channel of a panel
+
+// Factors of pixels as blocks of WIDTH channels, each [factors, WIDTH]; of the last block's, some are 0.
+template <class F>
+inline void transpose_panels(const F* rows, int64_t channels, int64_t factors, F* blocks) {
   for (int64_t c = 0; c < channels; c += WIDTH) {
-    for (int64_t first = 0; first < pixels; first += PANEL) {
+    for (int64_t first = 0; first < factors; first += ROW<F>) {
       transpose_rows(
-          panels + place(c, channels, first), PANEL, blocks + c * pixels + first * WIDTH, WIDTH,
-          least(WIDTH, channels - c), least(PANEL, pixels - first), WIDTH);
+          (const float*)rows + first * channels + c * ROW<F>, ROW<F>, (float*)blocks + c * factors + first * WIDTH, WIDTH,
+          least(WIDTH, channels - c), least(ROW<F>, factors - first), WIDTH);
     }
   }
 }
 
-template <int M, int V>
+template <int M, int V, class F>
 inline void add_products_of_rows(
-    const float* rows, int64_t panel, const float* blocks, int64_t pixels, float* sums, int64_t stride) {
+    const F* rows, int64_t panel, const F* blocks, int64_t factors, float* sums, int64_t stride) {
   vec products[M][V] = {};
-  for (int64_t first = 0; first < pixels; first += PANEL) {
-    const int64_t count = least(PANEL, pixels - first);
-    const float *row = rows + first / PANEL * panel, *block = blocks + first * WIDTH;
+  for (int i = 0; i < M; i++) {  // of many channels, they are larger than the caches
+    for (int v = 0; v < V; v++) __builtin_prefetch(sums + i * stride + v * WIDTH, 1);
+  }
+  for (int64_t first = 0; first < factors; first += ROW<F>) {
+    const int64_t count = least(ROW<F>, factors - first);
+    const F *row = rows + first / ROW<F> * panel, *block = blocks + first * WIDTH;
     for (int64_t k = 0; k < count; k++) {
       vec x[V];
 #pragma GCC unroll 2
-      for (int v = 0; v < V; v++) x[v] = load(block + (v * pixels + k) * WIDTH);
+      for (int v = 0; v < V; v++) x[v] = load(block + (v * factors + k) * WIDTH);
 #pragma GCC unroll 16
       for (int i = 0; i < M; i++) {
-        const float value = row[i * PANEL + k];
+        const F value = row[i * ROW<F> + k];
 #pragma GCC unroll 2
-        for (int v = 0; v < V; v++) products[i][v] += value * x[v];
+        for (int v = 0; v < V; v++) products[i][v] = multiply_add(value, x[v], products[i][v]);
       }
     }
   }
@@ -111,46 +147,53 @@ inline void add_products_of_rows(
   }
 }
 
-template <int M, int V>
+template <int M, int V, class F>
 inline void add_products_of(
-    int64_t count, const float* rows, int64_t panel, const float* blocks, int64_t pixels, float* sums, int64_t stride) {
+    int64_t count, const F* rows, int64_t panel, const F* blocks, int64_t factors, float* sums, int64_t stride) {
   if (count == M) {
-    add_products_of_rows<M, V>(rows, panel, blocks, pixels, sums, stride);
+    add_products_of_rows<M, V>(rows, panel, blocks, factors, sums, stride);
   } else if constexpr (M > 1) {
-    add_products_of<M - 1, V>(count, rows, panel, blocks, pixels, sums, stride);
+    add_products_of<M - 1, V>(count, rows, panel, blocks, factors, sums, stride);
   }
 }
 
-// sums [channels, padded(others)] += the products of every channel of the panels with every channel of the blocks, summed
-// over pixels; lanes [channels, LANES] += the panels.
+// Of a convolution from x [inputs] to y [outputs], given as panels: sums [outputs, padded(inputs)] += the products of every
+// channel of dy with every channel of x, summed over pixels; lanes [outputs, LANES] += dy.
+template <class F>
 inline void add_products(
-    const float* panels, int64_t channels, const float* blocks, int64_t others, int64_t pixels, float* sums, float* lanes) {
-  const int64_t stride = padded(others);
-  for (int64_t c = 0; c < others; c += 2 * WIDTH) {
-    pieces(channels, ROWS, 1, [&](int64_t r, int64_t end) {
+    const float* dy, int64_t outputs, const float* x, int64_t inputs, int64_t pixels, F* memory, F* blocks, float* sums,
+    float* lanes) {
+  const int64_t stride = padded(inputs), factors = (pixels + VALUES_OF<F> - 1) / VALUES_OF<F>;
+  transpose_panels(factors_of_pixels(x, inputs, pixels, memory), inputs, factors, blocks);
+  const F* rows = factors_of_pixels(dy, outputs, pixels, memory);
+  for (int64_t c = 0; c < inputs; c += 2 * WIDTH) {
+    pieces(outputs, ROWS, 1, [&](int64_t r, int64_t end) {
       const int64_t count = end - r;
-      const float *rows = panels + r * PANEL, *block = blocks + c * pixels;
+      const F *row = rows + r * ROW<F>, *block = blocks + c * factors;
       float* to = sums + r * stride + c;
-      if (c + WIDTH < others) {
-        add_products_of<ROWS, 2>(count, rows, channels * PANEL, block, pixels, to, stride);
+      if (c + WIDTH < inputs) {
+        add_products_of<ROWS, 2>(count, row, outputs * ROW<F>, block, factors, to, stride);
       } else {
-        add_products_of<ROWS, 1>(count, rows, channels * PANEL, block, pixels, to, stride);
+        add_products_of<ROWS, 1>(count, row, outputs * ROW<F>, block, factors, to, stride);
       }
     });
   }
-  for (int64_t c = 0; c < channels; c++) {
+  for (int64_t c = 0; c < outputs; c++) {
     vec total{};
-    for (int64_t pixel = 0; pixel < pixels; pixel += WIDTH) total += load(panels + place(c, channels, pixel));
+    for (int64_t pixel = 0; pixel < pixels; pixel += WIDTH) total += load(dy + place(c, outputs, pixel));
     store(lanes + c * LANES, load(lanes + c * LANES) + total);
   }
 }
 
 // Norm and conv1 of panels [begin, end) of image n, to op.hidden.
-template <class T>
-void naf_block_hidden(const NAFBlockBackward<T>& op, int64_t n, int64_t begin, int64_t end, float* scratch) {
+template <class F, class T>
+void hidden_sweep(
+    const NAFBlockBackward<T>& op, const NAFBlockProducts<F>& products, int64_t n, int64_t begin, int64_t end,
+    float* scratch) {
   const NAFBlockWeights& w = op.weights;
   const int64_t channels = op.x.channels, most = backward_panels(channels);
   T* hidden = op.hidden + n * 2 * channels * op.x.pixels;
+  F* memory = (F*)(scratch + most * PANEL * channels);
   for (int64_t i = begin; i < end; i += most) {
     const int64_t start = i * PANEL, pixels = least(least(end - i, most) * PANEL, op.x.pixels - start);
     fill_panels(op.x, n, start, pixels, scratch);
@@ -159,7 +202,7 @@ void naf_block_hidden(const NAFBlockBackward<T>& op, int64_t n, int64_t begin, i
       normalise(panel, panel, channels, w.norm1_weight, w.norm1_bias, op.eps);
     }
     multiply_panels(
-        w.conv1_weight, 2 * channels, channels, scratch, pixels,
+        products.conv1, 2 * channels, channels / VALUES_OF<F>, factors_of_channels(scratch, channels, pixels, memory), pixels,
         [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
           store_upto(hidden + row * op.x.pixels + start + pixel, value + w.conv1_bias[row], pixels - pixel);
         });
@@ -168,11 +211,12 @@ void naf_block_hidden(const NAFBlockBackward<T>& op, int64_t n, int64_t begin, i
 
 // Norm and convolution of panels, taken back: from the gradient of the convolution's output, twice as many channels, to that
 // of the norm's input x, which becomes the normalised x.
+template <class F>
 inline void normed_convolution_backward(
-    const float* transposed, const float* dhidden, int64_t channels, int64_t pixels, const float* norm_weight,
-    const vec (*mean)[STEPS], const vec (*rstd)[STEPS], float* x, float* dx, float* dweight, float* dbias) {
+    const F* transposed, const float* dhidden, int64_t channels, int64_t pixels, const float* norm_weight,
+    const vec (*mean)[STEPS], const vec (*rstd)[STEPS], F* memory, float* x, float* dx, float* dweight, float* dbias) {
   multiply_panels(
-      transposed, channels, 2 * channels, dhidden, pixels,
+      transposed, channels, 2 * channels / VALUES_OF<F>, factors_of_channels(dhidden, 2 * channels, pixels, memory), pixels,
       [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
         store(dx + place(row, channels, pixel), value);
       });
@@ -184,17 +228,19 @@ inline void normed_convolution_backward(
 
 // The second half of panels [begin, end) of image n, from the gated channels: op.dy gets the gradient of the second half's
 // residual, op.gated that of what the attention scaled, dattention [channels] that of the attention, from these panels.
-template <class T>
-void naf_block_second_backward(
-    const NAFBlockBackward<T>& op, int64_t n, const float* attention, int64_t begin, int64_t end, float* dattention,
-    const NAFBlockSums& sums, float* scratch) {
+template <class F, class T>
+void second_backward_sweep(
+    const NAFBlockBackward<T>& op, const NAFBlockProducts<F>& products, int64_t n, const float* attention, int64_t begin,
+    int64_t end, float* dattention, const NAFBlockSums& sums, float* scratch) {
   const NAFBlockWeights& w = op.weights;
   const int64_t channels = op.x.channels, most = backward_panels(channels), size = most * PANEL * channels;
+  const int64_t depth = channels / VALUES_OF<F>;
   const Images<const T> gated{op.gated, channels, op.x.pixels, false};
   const Images<T> residual{op.dy, channels, op.x.pixels, false};
   T* dattended = op.gated + n * channels * op.x.pixels;
   float *y = scratch, *normed = y + size, *hidden = normed + size, *gate = hidden + 2 * size, *dy = gate + size;
-  float *first_half = dy + size, *blocks = first_half + size, *lanes = blocks + most * PANEL * padded(channels);
+  float *first_half = dy + size, *lanes = first_half + size;
+  F *memory = (F*)(lanes + channels * LANES), *blocks = memory + size;
   for (int64_t c = 0; c < channels; c++) store(lanes + c * LANES, vec{});
   vec mean[MOST_BACKWARD_PANELS][STEPS], rstd[MOST_BACKWARD_PANELS][STEPS];
 
@@ -212,14 +258,16 @@ void naf_block_second_backward(
     fill_panels(gated, n, start, pixels, first_half);
     fill_panels(op.dz, n, start, pixels, dy);
     attend(gate);
-    residual_convolution(w.conv3_weight, w.conv3_bias, w.beta, channels, gate, normed, y, pixels);
+    residual_convolution(
+        products.conv3, w.conv3_bias, w.beta, channels, factors_of_channels(gate, channels, pixels, memory), normed, y,
+        pixels);
     for (int64_t p = 0; p * PANEL < pixels; p++) {
       const float* panel = y + p * PANEL * channels;
       statistics(panel, channels, op.eps, mean[p], rstd[p]);
       normalise(panel, normed + p * PANEL * channels, channels, w.norm2_weight, w.norm2_bias, mean[p], rstd[p]);
     }
     multiply_panels(
-        w.conv4_weight, 2 * channels, channels, normed, pixels,
+        products.conv4, 2 * channels, depth, factors_of_channels(normed, channels, pixels, memory), pixels,
         [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
           store(hidden + place(row, 2 * channels, pixel), value + w.conv4_bias[row]);
         });
@@ -228,30 +276,27 @@ void naf_block_second_backward(
       for (int64_t j = 0; j < channels * PANEL; j += WIDTH) store(gate + first * channels + j, load(a + j) * load(b + j));
     }
 
-    transpose_panels(gate, channels, pixels, blocks);
-    add_products(dy, channels, blocks, channels, pixels, sums.conv5_weight, sums.conv5_bias);
+    add_products(dy, channels, gate, channels, pixels, memory, blocks, sums.conv5_weight, sums.conv5_bias);
     multiply_panels(
-        op.transposed_conv5, channels, channels, dy, pixels,
+        products.transposed_conv5, channels, depth, factors_of_channels(dy, channels, pixels, memory), pixels,
         [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
           float *a = hidden + place(row, 2 * channels, pixel), *b = a + channels * PANEL;
           const vec first = load(a);
           store(a, value * load(b));
           store(b, value * first);
         });
-    transpose_panels(normed, channels, pixels, blocks);
-    add_products(hidden, 2 * channels, blocks, channels, pixels, sums.conv4_weight, sums.conv4_bias);
+    add_products(hidden, 2 * channels, normed, channels, pixels, memory, blocks, sums.conv4_weight, sums.conv4_bias);
     float* dnormed = normed;
     normed_convolution_backward(
-        op.transposed_conv4, hidden, channels, pixels, w.norm2_weight, mean, rstd, y, dnormed, sums.norm2_weight,
-        sums.norm2_bias);
+        products.transposed_conv4, hidden, channels, pixels, w.norm2_weight, mean, rstd, memory, y, dnormed,
+        sums.norm2_weight, sums.norm2_bias);
     add_panels(dnormed, dy, channels, pixels);
     spill_panels(dy, residual, n, start, pixels);
 
     attend(gate);
-    transpose_panels(gate, channels, pixels, blocks);
-    add_products(dy, channels, blocks, channels, pixels, sums.conv3_weight, sums.conv3_bias);
+    add_products(dy, channels, gate, channels, pixels, memory, blocks, sums.conv3_weight, sums.conv3_bias);
     multiply_panels(
-        op.transposed_conv3, channels, channels, dy, pixels,
+        products.transposed_conv3, channels, depth, factors_of_channels(dy, channels, pixels, memory), pixels,
         [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
           const vec product = value * load(first_half + place(row, channels, pixel));  // 0 behind the last pixel
           store(lanes + row * LANES, load(lanes + row * LANES) + product);
@@ -262,14 +307,16 @@ void naf_block_second_backward(
 }
 
 // Conv1 and norm of panels [begin, end) of image n, from the gradient of op.hidden, and the residual.
-template <class T>
-void naf_block_first_backward(
-    const NAFBlockBackward<T>& op, int64_t n, int64_t begin, int64_t end, const NAFBlockSums& sums, float* scratch) {
+template <class F, class T>
+void first_backward_sweep(
+    const NAFBlockBackward<T>& op, const NAFBlockProducts<F>& products, int64_t n, int64_t begin, int64_t end,
+    const NAFBlockSums& sums, float* scratch) {
   const NAFBlockWeights& w = op.weights;
   const int64_t channels = op.x.channels, most = backward_panels(channels), size = most * PANEL * channels;
   const Images<const T> dhidden{op.dhidden, 2 * channels, op.x.pixels, false};
   const Images<const T> residual{op.dy, channels, op.x.pixels, false};
-  float *x = scratch, *normed = x + size, *hidden = normed + size, *blocks = hidden + 2 * size;
+  float *x = scratch, *normed = x + size, *hidden = normed + size;
+  F *memory = (F*)(hidden + 2 * size), *blocks = memory + size;
   vec mean[MOST_BACKWARD_PANELS][STEPS], rstd[MOST_BACKWARD_PANELS][STEPS];
   for (int64_t i = begin; i < end; i += most) {
     const int64_t start = i * PANEL, pixels = least(least(end - i, most) * PANEL, op.x.pixels - start);
@@ -280,12 +327,11 @@ void naf_block_first_backward(
       statistics(x + at, channels, op.eps, mean[p], rstd[p]);
       normalise(x + at, normed + at, channels, w.norm1_weight, w.norm1_bias, mean[p], rstd[p]);
     }
-    transpose_panels(normed, channels, pixels, blocks);
-    add_products(hidden, 2 * channels, blocks, channels, pixels, sums.conv1_weight, sums.conv1_bias);
+    add_products(hidden, 2 * channels, normed, channels, pixels, memory, blocks, sums.conv1_weight, sums.conv1_bias);
     float* dnormed = normed;
     normed_convolution_backward(
-        op.transposed_conv1, hidden, channels, pixels, w.norm1_weight, mean, rstd, x, dnormed, sums.norm1_weight,
-        sums.norm1_bias);
+        products.transposed_conv1, hidden, channels, pixels, w.norm1_weight, mean, rstd, memory, x, dnormed,
+        sums.norm1_weight, sums.norm1_bias);
     float* dx = hidden;
     fill_panels(residual, n, start, pixels, dx);
     add_panels(dnormed, dx, channels, pixels);
@@ -293,9 +339,45 @@ void naf_block_first_backward(
   }
 }
 
+// body(products), in floats or in pairs.
+template <class T, class Body>
+inline void with_products(const NAFBlockBackward<T>& op, const Body& body) {
+  if constexpr (MULTIPLIES_PAIRS<T>) {
+    const auto pairs = [](const T* matrix) { return (const Pair*)matrix; };
+    const NAFBlockProducts<T>& p = op.in_pairs;
+    if (op.pairs) {
+      return body(NAFBlockProducts<Pair>{
+          pairs(p.conv1), pairs(p.conv3), pairs(p.conv4), pairs(p.transposed_conv1), pairs(p.transposed_conv3),
+          pairs(p.transposed_conv4), pairs(p.transposed_conv5)});
+    }
+  }
+  body(op.products);
+}
+
+template <class T>
+void naf_block_hidden(const NAFBlockBackward<T>& op, int64_t n, int64_t begin, int64_t end, float* scratch) {
+  with_products(op, [&](const auto& products) { hidden_sweep(op, products, n, begin, end, scratch); });
+}
+
+template <class T>
+void naf_block_second_backward(
+    const NAFBlockBackward<T>& op, int64_t n, const float* attention, int64_t begin, int64_t end, float* dattention,
+    const NAFBlockSums& sums, float* scratch) {
+  with_products(op, [&](const auto& products) {
+    second_backward_sweep(op, products, n, attention, begin, end, dattention, sums, scratch);
+  });
+}
+
+template <class T>
+void naf_block_first_backward(
+    const NAFBlockBackward<T>& op, int64_t n, int64_t begin, int64_t end, const NAFBlockSums& sums, float* scratch) {
+  with_products(op, [&](const auto& products) { first_backward_sweep(op, products, n, begin, end, sums, scratch); });
+}
+
 // Rows [begin, end) of a matrix [rows, columns], each times its scale (nullptr: 1), as columns of to [columns, rows].
-inline void transpose_matrix(
-    const float* matrix, const float* scale, int64_t rows, int64_t columns, int64_t begin, int64_t end, float* to) {
+template <class T>
+void transpose_matrix(
+    const T* matrix, const float* scale, int64_t rows, int64_t columns, int64_t begin, int64_t end, T* to) {
   float scaled[WIDTH * WIDTH];
   for (int64_t r = begin; r < end; r += WIDTH) {
     const int64_t count = least(WIDTH, end - r);

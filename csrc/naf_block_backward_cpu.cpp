@@ -4,6 +4,8 @@ namespace r2r {
 
 namespace {
 
+constexpr size_t CONV1 = 2, CONV3 = 8, CONV4 = 13, CONV5 = 15;  // the matrices that pixels are multiplied with
+
 // Where a part of the pixels leaves its sums, of all parameters but the depthwise convolution's and the attention's.
 int64_t floats_of_sums(int64_t channels) {
   return 6 * channels * padded(channels) + 10 * channels * LANES;
@@ -121,14 +123,15 @@ void naf_block_backward(
   STD_TORCH_CHECK(params.size() == 18 && dparams.size() == 18, "a NAF block has 18 parameters");
   for_dtype(x, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
+    const int64_t channels = x.size(1), pixels = x.size(2) * x.size(3), matrix = channels * channels;
+    const bool pairs = kernels(tag).pairs && channels % 2 == 0;
     Floats floats;
-    const float* p[18];
+    const float* p[18] = {};
     std::vector<float*> to(18);
     for (size_t i = 0; i < 18; i++) {
-      p[i] = floats(params[i]);
+      if (!(pairs && (i == CONV1 || i == CONV4))) p[i] = floats(params[i]);
       to[i] = data<float>(dparams[i]);
     }
-    const int64_t channels = x.size(1), pixels = x.size(2) * x.size(3), matrix = channels * channels;
     const NAFBlockWeights w{p[0], p[1],  p[2],  p[3],  p[4],  p[5],  p[6],  p[7],  p[8],
                             p[9], p[10], p[11], p[12], p[13], p[14], p[15], p[16], p[17]};
     const Depthwise conv{w.conv2_weight, w.conv2_bias, channels, x.size(2), x.size(3)};
@@ -138,15 +141,28 @@ void naf_block_backward(
     const int64_t most = work.size(0), each = panels(pixels), size = floats_of_sums(channels);
     int64_t parts = 2;
     while (parts < 64 && parts * 8 <= most * each && 2 * parts * matrix <= 1 << 19) parts *= 2;
-    float *memory = shared_scratch(6 * matrix + parts * size), *conv1 = memory + parts * size, *conv3 = conv1 + 2 * matrix, *conv4 = conv3 + matrix, *conv5 = conv4 + 2 * matrix;
-    parallel((2 * channels + LANES - 1) / LANES, [&](int64_t begin, int64_t end) {
-      const auto& transpose = kernels(tag).transpose_matrix;
-      const int64_t first = begin * LANES, last = std::min(end * LANES, 2 * channels), half = std::min(last, channels);
-      transpose(w.conv1_weight, nullptr, 2 * channels, channels, first, last, conv1);
-      transpose(w.conv4_weight, nullptr, 2 * channels, channels, first, last, conv4);
-      transpose(w.conv3_weight, w.beta, channels, channels, first, half, conv3);
-      transpose(w.conv5_weight, w.gamma, channels, channels, first, half, conv5);
-    });
+    float* memory = shared_scratch(parts * size + 6 * matrix);
+    const auto products = [&]<class F>(const F* conv1, const F* conv3, const F* conv4, const F* conv5) {
+      F *transposed = reinterpret_cast<F*>(memory + parts * size), *to_conv3 = transposed + 2 * matrix;
+      F *to_conv4 = to_conv3 + matrix, *to_conv5 = to_conv4 + 2 * matrix;
+      parallel((2 * channels + LANES - 1) / LANES, [&](int64_t begin, int64_t end) {
+        const auto& transpose = kernels(conv1).transpose_matrix;
+        const int64_t first = begin * LANES, last = std::min(end * LANES, 2 * channels), half = std::min(last, channels);
+        transpose(conv1, nullptr, 2 * channels, channels, first, last, transposed);
+        transpose(conv4, nullptr, 2 * channels, channels, first, last, to_conv4);
+        transpose(conv3, w.beta, channels, channels, first, half, to_conv3);
+        transpose(conv5, w.gamma, channels, channels, first, half, to_conv5);
+      });
+      return NAFBlockProducts<F>{conv1, conv3, conv4, transposed, to_conv3, to_conv4, to_conv5};
+    };
+    NAFBlockProducts<float> in_floats{};
+    NAFBlockProducts<T> in_pairs{};
+    if (pairs) {
+      const auto own = [&](size_t i) -> const T* { return data<T>(params[i]); };
+      in_pairs = products(own(CONV1), own(CONV3), own(CONV4), own(CONV5));
+    } else {
+      in_floats = products(w.conv1_weight, w.conv3_weight, w.conv4_weight, w.conv5_weight);
+    }
 
     parallel(parts, [&](int64_t begin, int64_t end) { std::fill(memory + begin * size, memory + end * size, 0.0f); });
     std::fill(to[6], to[6] + matrix, 0.0f);
@@ -164,10 +180,9 @@ void naf_block_backward(
       T* dy = gated + images * channels * pixels;
       const NAFBlockBackward<T> op{
           w,
-          conv1,
-          conv3,
-          conv4,
-          conv5,
+          in_floats,
+          in_pairs,
+          pairs,
           group.template operator()<const T>(dz),
           group.template operator()<const T>(x),
           group.template operator()<T>(dx),

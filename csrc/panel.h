@@ -10,13 +10,13 @@ constexpr int STEPS = PANEL / WIDTH;
 // What a matrix product multiplies (F, below) is floats or pairs of channels. A panel of pairs is [channels / 2][PANEL], the
 // channels an even number; so is a row of a matrix as PyTorch keeps it.
 template <class F>
-constexpr int CHANNELS_OF = std::is_same_v<F, ChannelPair> ? 2 : 1;
+constexpr int VALUES_OF = std::is_same_v<F, Pair> ? 2 : 1;
 
 // Channel c + i of a panel at one step, c even.
 inline vec channel(const float* panel, int64_t c, int i) {
   return load(panel + (c + i) * PANEL);
 }
-inline vec channel(const ChannelPair* panel, int64_t c, int i) {
+inline vec channel(const Pair* panel, int64_t c, int i) {
   const vec pairs = load(panel + ((c + i) >> 1) * PANEL);
   return i % 2 ? odd_of(pairs) : even_of(pairs);
 }
@@ -27,7 +27,7 @@ inline void put(float* panel, int64_t c, const Value& value) {
 }
 #if defined(__AVX512BF16__)
 template <int COUNT, class Value>
-inline void put(ChannelPair* panel, int64_t c, const Value& value) {
+inline void put(Pair* panel, int64_t c, const Value& value) {
   store(panel + (c >> 1) * PANEL, value(0), value(1));
 }
 #endif
@@ -80,7 +80,7 @@ inline void fill(const Images<const T>& x, int64_t n, int64_t first, int64_t cou
 }
 
 #if defined(__AVX512BF16__)
-inline void fill(const Images<const bfloat16>& x, int64_t n, int64_t first, int64_t count, ChannelPair* panel) {
+inline void fill(const Images<const bfloat16>& x, int64_t n, int64_t first, int64_t count, Pair* panel) {
   if (x.channels_last) {  // a row of pairs is moved as a row of floats
     fill(Images<const float>{(const float*)x.data, x.channels / 2, x.pixels, true}, n, first, count, (float*)panel);
     return;
@@ -116,7 +116,7 @@ inline void spill(const float* panel, const Images<T>& y, int64_t n, int64_t fir
 }
 
 #if defined(__AVX512BF16__)
-inline void spill(const ChannelPair* panel, const Images<bfloat16>& y, int64_t n, int64_t first, int64_t count) {
+inline void spill(const Pair* panel, const Images<bfloat16>& y, int64_t n, int64_t first, int64_t count) {
   if (y.channels_last) {
     spill((const float*)panel, Images<float>{(float*)y.data, y.channels / 2, y.pixels, true}, n, first, count);
     return;
@@ -164,9 +164,9 @@ template <class From, class To>
 inline void normalise(
     const From* from, To* to, int64_t channels, const float* weight, const float* bias, const vec (&mean)[STEPS],
     const vec (&rstd)[STEPS]) {
-  for (int64_t c = 0; c < channels; c += CHANNELS_OF<To>) {
+  for (int64_t c = 0; c < channels; c += VALUES_OF<To>) {
     for (int s = 0; s < STEPS; s++) {
-      put<CHANNELS_OF<To>>(to + s * WIDTH, c, [&](int i) __attribute__((always_inline)) {
+      put<VALUES_OF<To>>(to + s * WIDTH, c, [&](int i) __attribute__((always_inline)) {
         return (channel(from + s * WIDTH, c, i) - mean[s]) * rstd[s] * weight[c + i] + bias[c + i];
       });
     }

@@ -69,5 +69,4 @@ class Floats {
   std::vector<std::unique_ptr<float[]>> copies_;
 };
 
-
 }  // namespace r2r

@@ -13,7 +13,7 @@
 namespace r2r::R2R_ISA {
 
 #if defined(__AVX512F__)
-// All lanes. GCC 12 takes intrinsics without a mask through the stack.
+// All lanes: of intrinsics without a mask, GCC 12 warns that what they start from is not initialised.
 constexpr int ALL = -1;
 constexpr int WIDTH = 16;
 constexpr int ROWS = 14;  // output channels of a micro-kernel: ROWS x 2 accumulators
@@ -187,13 +187,14 @@ inline void fence() {
 #endif
 }
 
-// Two neighbouring channels of a pixel, as dot products of bfloat16 take them. A vector of WIDTH pairs travels as a vec.
-struct ChannelPair {
+// Two neighbouring values, channels of a pixel or pixels of a channel, as dot products of bfloat16 take them. A vector of
+// WIDTH pairs travels as a vec.
+struct Pair {
   bfloat16 even;
   bfloat16 odd;
 };
 
-inline vec load(const ChannelPair* p) {
+inline vec load(const Pair* p) {
   return *(const loose_vec*)p;
 }
 // A product takes floats, or pairs of bfloat16 where the processor has dot products of them.
@@ -209,13 +210,13 @@ inline vec interleave(__m512i halves) {
 inline vec pairs(half_vec even, half_vec odd) {
   return interleave(_mm512_maskz_inserti64x4(ALL, _mm512_castsi256_si512((__m256i)even), (__m256i)odd, 1));
 }
-inline void store(ChannelPair* p, vec even, vec odd) {
+inline void store(Pair* p, vec even, vec odd) {
   *(loose_vec*)p = interleave((__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
 }
 inline vec multiply_add_pairs(vec a, vec b, vec sum) {
   return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)b, (__m512bh)a);
 }
-inline vec multiply_add(ChannelPair weight, vec pairs, vec sum) {
+inline vec multiply_add(Pair weight, vec pairs, vec sum) {
   int32_t bits;
   __builtin_memcpy(&bits, &weight, sizeof(bits));
   return multiply_add_pairs((vec)_mm512_set1_epi32(bits), pairs, sum);
