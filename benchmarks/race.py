@@ -75,14 +75,15 @@ class Race:
             torch.compiler.reset()  # else a second size would be compiled for any size
 
         contenders: dict[str, timing.Contender] = {}
-        first_calls: dict[str, float] = {}
+        first: dict[str, timing.Observation] = {}
+        ready: dict[str, float] = {}
         truth: tuple[str, list[Tensor]] | None = None
         allowed, wrong = TOLERANCE[dtype], ""
         for rival in rivals:
             start = time.perf_counter()
             try:
                 contender = rival.prepare()
-                answer, _ = timing.warm_up(contender, device)
+                answer, first[rival.name] = timing.observe(contender, device)
             except Exception as error:
                 missing(rival.name, _reason(error))
                 if rival.name == runs.OURS:
@@ -92,7 +93,7 @@ class Race:
             truth = truth or (rival.name, got)
             if not rival.timed:
                 continue
-            first_calls[rival.name] = time.perf_counter() - start
+            ready[rival.name] = time.perf_counter() - start
             distance = apart(got, truth[1], baseline)
             if rival.name == runs.EAGER and math.isfinite(distance):
                 allowed = max(allowed, 2 * distance)
@@ -108,7 +109,7 @@ class Race:
             return
 
         effort = timing.QUICK if self.session.quick else timing.FULL
-        measured = timing.measure(contenders, device, effort)
+        measured = timing.measure(contenders, first, device, effort)
         for one in measured.values():
             one.samples[TOGETHER] = [sum(phases) for phases in zip(*one.samples.values(), strict=True)]
         for phase, part in given.items():
@@ -125,7 +126,7 @@ class Race:
                         timing.percentile(samples, 20),
                         timing.percentile(samples, 80),
                         len(samples),
-                        first_calls[name],
+                        ready[name],
                         one.peak,
                         part.bytes,
                         part.flops,

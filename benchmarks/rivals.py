@@ -129,7 +129,7 @@ def operator_rivals(
         return functools.partial(forward_backward, function, given, wanted, start)
 
     def rival(name: str, source: nn.Module, channels_last: bool, mode: str | None = "", note: str = "") -> Rival:
-        return Rival(name, lambda: Contender({"": call(source, channels_last, mode)}, note))
+        return Rival(name, lambda: Contender({"": call(source, channels_last, mode)}, note, compiles=mode != ""))
 
     rivals = [rival(EAGER, published or published_form(module), False)]
     if inputs[0].dtype != torch.float32:
@@ -281,7 +281,7 @@ def inference_rivals(
 
         def prepare() -> Contender:
             model = build_model(name, preset, device, dtype)
-            return Contender({"": call(torch.compile(model, mode=mode, dynamic=False), True)})
+            return Contender({"": call(torch.compile(model, mode=mode, dynamic=False), True)}, compiles=True)
 
         return Rival(name, prepare)
 
@@ -302,10 +302,12 @@ def inference_rivals(
 def nafnet_rivals(net: nn.Module, image: Tensor, quick: bool = False) -> list[Rival]:
     """Restoring image [N, 3, H, W] with a published NAFNet; ours is that, accelerated, and nothing else changed."""
 
-    def call(build: Callable[[], Function], channels_last: bool = False) -> Callable[[], Contender]:
+    def call(
+        build: Callable[[], Function], channels_last: bool = False, compiles: bool = False
+    ) -> Callable[[], Contender]:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         given = [image.contiguous(memory_format=layout)]
-        return lambda: Contender({"": functools.partial(forward, build(), given)})
+        return lambda: Contender({"": functools.partial(forward, build(), given)}, compiles=compiles)
 
     def channels_last() -> nn.Module:
         return copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -315,7 +317,7 @@ def nafnet_rivals(net: nn.Module, image: Tensor, quick: bool = False) -> list[Ri
         r2r_kernels.accelerate(swapped)
         return swapped
 
-    compiled = Rival(COMPILE, call(lambda: torch.compile(channels_last(), dynamic=False), True))
+    compiled = Rival(COMPILE, call(lambda: torch.compile(channels_last(), dynamic=False), True, True))
     return [
         Rival(EAGER, call(lambda: published_form(net))),
         Rival(CHANNELS_LAST, call(channels_last, True)),
@@ -329,8 +331,8 @@ def photo_rivals(
 ) -> list[Rival]:
     """Restoring one photo, float32 [H, W, 3], as `r2r restore` does: in tiles where it is large."""
 
-    def restoring(model: Any) -> Contender:
-        return Contender({"": lambda: torch.from_numpy(restore_photo(model, pixels).pixels)})
+    def restoring(model: Any, compiles: bool = False) -> Contender:
+        return Contender({"": lambda: torch.from_numpy(restore_photo(model, pixels).pixels)}, compiles=compiles)
 
     def plain(name: str) -> Rival:
         return Rival(name, lambda: restoring(build_model(name, preset, device, torch.float32)))
@@ -339,7 +341,7 @@ def photo_rivals(
         model = build_model(COMPILE, preset, device, torch.float32)
         for part in (model.encoder, model.decoder):
             part.compile(dynamic=False)  # one compilation for each shape of tile
-        return restoring(model)
+        return restoring(model, compiles=True)
 
     def frozen() -> Contender:
         return restoring(freeze(build_model(FROZEN, preset, device, torch.float32), torch.float32))
@@ -378,7 +380,8 @@ def training_rivals(
             loss.pop().backward()
             return [model.intro.weight.grad] if model.intro.weight.grad is not None else []
 
-        return Contender({"forward": run_forward, "backward": run_backward, "optimiser": optimiser.step})
+        phases = {"forward": run_forward, "backward": run_backward, "optimiser": optimiser.step}
+        return Contender(phases, compiles=mode != "")
 
     def compiled(name: str, mode: str | None) -> Rival:
         if quick:

@@ -4,17 +4,19 @@
 second part before the first is whole, what lies between goes out and in) and floating-point operations that must be
 done, two for a multiplication and an addition, convolutions and matrix products only: the rule of PyTorch's FLOP
 counter, which the formulas registered in `r2r_kernels.library` follow. `backward=True` counts forward and backward
-together; NAF operators recompute what they do not keep, as DESIGN's training mode does.
+together; NAF operators compute again what they do not keep.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -232,7 +234,8 @@ class Limits:
 
 def measure_limits(device: torch.device) -> Limits:
     """The best of a few large copies and matrix products, measured here and now, with the threads and precision
-    settings of this process. On a GPU float32 means the faster of IEEE and TF32 products, as convolutions use TF32."""
+    settings of this process. On a GPU float32 means the faster of IEEE and TF32 products, as convolutions use TF32; on
+    a CPU the faster of PyTorch's and NumPy's, as their libraries use different processors in full."""
     gpu = device.type == "cuda"
     copies = [2**32] if gpu else [2**20, 2**22, 2**24, 2**26, 2**28]
     copy = {}
@@ -251,6 +254,8 @@ def measure_limits(device: torch.device) -> Limits:
             torch.backends.cuda.matmul.allow_tf32 = True
             seconds = min(seconds, _best(lambda a=a, b=b: a @ b, device))
             torch.backends.cuda.matmul.allow_tf32 = before
+        if not gpu and dtype == torch.float32:
+            seconds = min(seconds, _best(functools.partial(np.matmul, a.numpy(), b.numpy()), device))
         gemm[str(dtype).removeprefix("torch.")] = 2 * side**3 / seconds
     return Limits(copy, gemm)
 

@@ -120,7 +120,8 @@ def sweep(device: torch.device, out: Path, time_limit: float) -> None:
                 if contender is None:
                     print(f"{kernel} {size} {bound}: {'the time is up' if up() else 'no call is known'}", flush=True)
                     continue
-                wanted = tensors_of(contender.phases[""]())
+                answers, once = timing.observe(contender, device)
+                wanted = tensors_of(answers)
 
                 def cost(tried: Config) -> float:
                     if up():
@@ -131,7 +132,7 @@ def sweep(device: torch.device, out: Path, time_limit: float) -> None:
                         answer = tensors_of(contender.phases[""]())  # noqa: B023
                         if not apart(answer, wanted, None) < TOLERANCE[dtype]:  # noqa: B023
                             return math.inf
-                        one = timing.measure({"": contender}, device, timing.Effort(0.05, 5, 20))[""]  # noqa: B023
+                        one = timing.measure({"": contender}, {"": once}, device, timing.Effort(0.05, 5, 20))[""]  # noqa: B023
                     except Exception:  # too much shared memory, a shape the kernel does not take
                         return math.inf
                     return timing.percentile(one.samples[""], 50)

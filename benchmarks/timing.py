@@ -24,19 +24,20 @@ import torch
 Call = Callable[[], Any]
 
 _LEAST_SAMPLE = 1e-3  # seconds; below this a CPU's clock and Python's loop are felt
+_LONG = 60.0  # seconds after which nothing is called just to warm up, or once more
 
 
 @dataclass(frozen=True)
 class Effort:
     """Rounds as they fit into `seconds`, but no fewer and no more than these; one where a round takes minutes, which is
-    that in which memory was observed."""
+    that in which the contenders were observed."""
 
     seconds: float
     least: int
     most: int
 
     def rounds(self, seconds_a_round: float) -> int:
-        if seconds_a_round > 60:
+        if seconds_a_round > _LONG:
             return 1
         return max(self.least, min(self.most, int(self.seconds / max(seconds_a_round, 1e-9))))
 
@@ -47,10 +48,24 @@ FULL = Effort(seconds=5.0, least=3, most=100)
 
 @dataclass
 class Contender:
-    """What is timed: `phases` run one after the other, each with a row of its own. `note` goes into the rows."""
+    """What is timed: `phases` run one after the other, each with a row of its own. `note` goes into the rows. compiles:
+    the first call is unlike the others."""
 
     phases: dict[str, Call]
     note: str = ""
+    compiles: bool = False
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One call: seconds by phase, and `peak` bytes beyond what was held before."""
+
+    seconds: dict[str, float]
+    peak: int | None
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
 
 
 @dataclass
@@ -62,30 +77,24 @@ class Measurement:
     samples: dict[str, list[float]] = field(default_factory=dict)
 
 
-def warm_up(contender: Contender, device: torch.device) -> tuple[list[Any], float]:
-    """The first call: what each phase answers, and the seconds it took, compiling included."""
-    synchronize(device)
-    start = time.perf_counter()
-    answers = [call() for call in contender.phases.values()]
-    synchronize(device)
-    return answers, time.perf_counter() - start
-
-
-def measure(contenders: dict[str, Contender], device: torch.device, effort: Effort) -> dict[str, Measurement]:
-    """Interleaved samples of contenders that are warmed up."""
+def measure(
+    contenders: dict[str, Contender], first: dict[str, Observation], device: torch.device, effort: Effort
+) -> dict[str, Measurement]:
+    """Interleaved samples of contenders, whose first calls were observed."""
     measurements, observed, a_round = {}, {}, 0.0
     for name, contender in contenders.items():
-        observed[name], peak = _observe(contender, device)
-        seconds, iterations = sum(observed[name].values()), 1
+        warm = first[name].total > _LONG and not contender.compiles
+        one = observed[name] = first[name] if warm else observe(contender, device)[1]
+        iterations = 1
         if device.type == "cpu" and len(contender.phases) == 1:
-            iterations = max(1, round(_LEAST_SAMPLE / max(seconds, 1e-7)))
-        measurements[name] = Measurement(peak, iterations, {phase: [] for phase in contender.phases})
-        a_round += seconds * iterations
+            iterations = max(1, round(_LEAST_SAMPLE / max(one.total, 1e-7)))
+        measurements[name] = Measurement(one.peak, iterations, {phase: [] for phase in contender.phases})
+        a_round += one.total * iterations
     rounds = effort.rounds(a_round)
     if rounds == 1:
         for name, measured in measurements.items():
             measured.iterations = 1
-            measured.samples = {phase: [seconds] for phase, seconds in observed[name].items()}
+            measured.samples = {phase: [seconds] for phase, seconds in observed[name].seconds.items()}
         return measurements
     order = list(contenders)
     shuffle = random.Random(0).shuffle
@@ -135,8 +144,8 @@ def _scratch(device: torch.device) -> torch.Tensor:
     return torch.empty(size, dtype=torch.int8, device=device)
 
 
-def _observe(contender: Contender, device: torch.device) -> tuple[dict[str, float], int | None]:
-    """Seconds of one warm call by phase, and its peak memory beyond what was held before it."""
+def observe(contender: Contender, device: torch.device) -> tuple[list[Any], Observation]:
+    """What each phase of one call answers, and the call."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -144,14 +153,15 @@ def _observe(contender: Contender, device: torch.device) -> tuple[dict[str, floa
         torch.cuda.reset_peak_memory_stats(device)
     else:
         before = _reset_peak()
-    seconds = {}
+    answers, seconds = [], {}
     for phase, call in contender.phases.items():
         start = time.perf_counter()
-        call()
+        answers.append(call())
         synchronize(device)
         seconds[phase] = time.perf_counter() - start
     after = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _memory("VmHWM")
-    return seconds, None if before is None or after is None else max(0, after - before)
+    peak = None if before is None or after is None else max(0, after - before)
+    return answers, Observation(seconds, peak)
 
 
 def _reset_peak() -> int | None:

@@ -8,9 +8,14 @@ import sys
 import pytest
 import torch
 
-from benchmarks.timing import Contender, Effort, measure, percentile, warm_up
+from benchmarks.timing import Contender, Effort, Measurement, Observation, measure, observe, percentile
 
 CPU = torch.device("cpu")
+SHORT = Observation({}, None)
+
+
+def measured(contender: Contender, effort: Effort, first: Observation = SHORT) -> Measurement:
+    return measure({"": contender}, {"": first}, CPU, effort)[""]
 
 
 def test_rivals_take_turns() -> None:
@@ -24,8 +29,8 @@ def test_rivals_take_turns() -> None:
 
         return Contender({"": call})
 
-    measured = measure({name: of(name) for name in "abc"}, CPU, Effort(0.0, 4, 4))
-    assert all(len(one.samples[""]) == 4 and one.iterations == 1 for one in measured.values())
+    found = measure({name: of(name) for name in "abc"}, dict.fromkeys("abc", SHORT), CPU, Effort(0.0, 4, 4))
+    assert all(len(one.samples[""]) == 4 and one.iterations == 1 for one in found.values())
     rounds = [calls[start : start + 3] for start in range(3, len(calls), 3)]
     assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
     assert len({tuple(one) for one in rounds}) > 1, "the order never changed"
@@ -37,34 +42,48 @@ def test_short_calls_are_repeated_within_a_sample() -> None:
     def call() -> None:
         count[0] += 1
 
-    measured = measure({"a": Contender({"": call})}, CPU, Effort(0.0, 2, 2))["a"]
-    assert measured.iterations > 10
-    assert count[0] == 1 + 2 * measured.iterations
+    found = measured(Contender({"": call}), Effort(0.0, 2, 2))
+    assert found.iterations > 10
+    assert count[0] == 1 + 2 * found.iterations
 
 
 def test_one_round_is_the_one_that_was_observed() -> None:
-    """A photo of 24 MP takes minutes with each rival."""
+    """32 photos of 224 x 224 take minutes with all rivals."""
     calls: list[str] = []
     contender = Contender({name: lambda name=name: calls.append(name) for name in ("forward", "backward")})  # type: ignore[misc]
-    measured = measure({"a": contender}, CPU, Effort(0.0, 1, 1))["a"]
+    found = measured(contender, Effort(0.0, 1, 1))
     assert calls == ["forward", "backward"]
-    assert [len(samples) for samples in measured.samples.values()] == [1, 1]
+    assert [len(samples) for samples in found.samples.values()] == [1, 1]
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_call_of_minutes_is_made_once_unless_it_compiled(compiles: bool) -> None:
+    """A photo of 24 MP takes minutes with each rival."""
+    calls = []
+    contender = Contender({"": lambda: calls.append("")}, compiles=compiles)
+    found = measured(contender, Effort(0.0, 3, 3), Observation({"": 100.0}, 5))
+    if compiles:
+        assert len(calls) > 3
+        assert found.peak != 5
+        assert 100.0 not in found.samples[""]
+    else:
+        assert (calls, found.peak, found.samples) == ([], 5, {"": [100.0]})
 
 
 def test_phases_run_in_order() -> None:
     calls: list[str] = []
     contender = Contender({name: lambda name=name: calls.append(name) for name in ("forward", "backward")})  # type: ignore[misc]
-    warm_up(contender, CPU)
-    measured = measure({"a": contender}, CPU, Effort(0.0, 2, 2))["a"]
+    answers, first = observe(contender, CPU)
+    assert (answers, list(first.seconds)) == ([None, None], ["forward", "backward"])
+    found = measured(contender, Effort(0.0, 2, 2), first)
     assert calls == ["forward", "backward"] * 4
-    assert [len(samples) for samples in measured.samples.values()] == [2, 2]
+    assert [len(samples) for samples in found.samples.values()] == [2, 2]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not os.access("/proc/self/clear_refs", os.W_OK), reason="needs /proc")
 def test_peak_memory_of_a_call() -> None:
     call = Contender({"": lambda: torch.zeros(2**24).sum()})
-    measured = measure({"a": call}, CPU, Effort(0.0, 1, 1))["a"]
-    assert measured.peak == pytest.approx(2**26, rel=0.1)
+    assert measured(call, Effort(0.0, 1, 1)).peak == pytest.approx(2**26, rel=0.1)
 
 
 def test_effort() -> None:
