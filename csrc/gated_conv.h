@@ -46,6 +46,10 @@ R2R_INLINE void split(const vec (&parts)[2], vec& x, vec& prior) {
 R2R_INLINE vec multiply_add(const vec (&taps)[2], const vec (&parts)[2], vec sum) {
   return sum + taps[0] * parts[0] + taps[1] * parts[1];
 }
+template <int V, class T>
+R2R_INLINE void join_lines(const T* x, const T* prior, vec (&parts)[V][2]) {
+  for (int v = 0; v < V; v++) join(load_line(x, v), load_line(prior, v), parts[v]);
+}
 #if defined(__AVX512BF16__)
 R2R_INLINE half_vec load_part(const bfloat16* p, int64_t valid) {
   return valid >= WIDTH ? load_bits(p) : load_first_bits(p, valid);
@@ -62,6 +66,11 @@ R2R_INLINE void split(const vec (&parts)[1], vec& x, vec& prior) {
 }
 R2R_INLINE vec multiply_add(const vec (&taps)[1], const vec (&parts)[1], vec sum) {
   return multiply_add_pairs(taps[0], parts[0], sum);
+}
+R2R_INLINE void join_lines(const bfloat16* x, const bfloat16* prior, vec (&parts)[2][1]) {
+  const vec even = load((const float*)x), odd = load((const float*)prior);
+  parts[0][0] = interleave_halves<0>(even, odd);
+  parts[1][0] = interleave_halves<1>(even, odd);
 }
 #endif
 
@@ -415,103 +424,137 @@ void gated_conv_rows_1x1(const GatedConv<T>& op, int64_t n, const Tile& tile, fl
   }
 }
 
-// A 3x3 convolution of N neighbouring pixels, given those around them: each vector is read once for all that it is near to.
-// taps [9][P][channels]. What comes two rows later, at next_x and next_prior, is asked for meanwhile.
-template <int N, class T>
+// Both parts of a vector or a line of a pixel.
+template <int V, class T>
+R2R_INLINE void load_parts(const T* x, const T* prior, int64_t valid, vec (&parts)[V][PARTS<T>]) {
+  if constexpr (V == 1) {
+    join(load_part(x, valid), load_part(prior, valid), parts[0]);
+  } else {
+    join_lines(x, prior, parts);
+  }
+}
+
+// A 3x3 convolution of R x N neighbouring pixels, given those around them: each is read once for all that it is near to.
+// taps [9][P][channels], then the bias. As many rows that are needed next, from next_x and next_prior on, are asked for
+// meanwhile.
+template <int R, int N, class T>
 R2R_INLINE void gate_pixels_3x3(
-    const GatedConv<T>& op, const float* taps, const T* const (&x)[3][N + 2], const T* const (&prior)[3][N + 2], T* y,
-    const T* next_x, const T* next_prior) {
+    const GatedConv<T>& op, const float* taps, const T* const (&x)[R + 2][N + 2], const T* const (&prior)[R + 2][N + 2],
+    T* y, const T* next_x, const T* next_prior) {
   constexpr int P = PARTS<T>;
-  const int64_t channels = op.channels;
-  for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-    for (int n = 0; n < N; n++) {
-      __builtin_prefetch(next_x + n * channels + c, 0, 2);
-      if (!op.rows) __builtin_prefetch(next_prior + n * channels + c, 0, 2);
+  const int64_t channels = op.channels, line = op.width * channels;
+  for_lines<T>(0, channels, [&]<int V>(int64_t c, int64_t valid) R2R_ALWAYS {
+    const auto tap = [&](int t, int v) R2R_ALWAYS {
+      return load_upto(taps + t * channels + c + v * WIDTH, valid - v * WIDTH);
+    };
+    vec z[R][N][V], centre[R][N][V][P];
+    for (int i = 0; i < R * N; i++) {
+      const int64_t at = i / N * line + i % N * channels + c;
+      __builtin_prefetch(next_x + at, 0, 2);
+      if (!op.rows) __builtin_prefetch(next_prior + at, 0, 2);
+      for (int v = 0; v < V; v++) z[i / N][i % N][v] = tap(9 * P, v);
     }
-    vec z[N], centre[N][P];
-    for (int n = 0; n < N; n++) z[n] = load_upto(op.bias + c, valid);
     R2R_UNROLL
-    for (int row = 0; row < 3; row++) {
-      vec own[3][P];
-      R2R_UNROLL
-      for (int h = 0; h < 3; h++) {
-        for (int p = 0; p < P; p++) own[h][p] = load_upto(taps + ((row * 3 + h) * P + p) * channels + c, valid);
-      }
+    for (int row = 0; row < R + 2; row++) {
       R2R_UNROLL
       for (int i = 0; i < N + 2; i++) {
-        vec parts[P];
-        join(load_part(x[row][i] + c, valid), load_part(prior[row][i] + c, valid), parts);
+        vec parts[V][P];
+        load_parts(x[row][i] + c, prior[row][i] + c, valid, parts);
         R2R_UNROLL
-        for (int h = 0; h < 3; h++) {
-          if (i >= h && i < N + h) z[i - h] = multiply_add(own[h], parts, z[i - h]);
+        for (int t = 0; t < 9; t++) {
+          const int r = row - t / 3, n = i - t % 3;
+          if (r < 0 || r >= R || n < 0 || n >= N) continue;
+          for (int v = 0; v < V; v++) {
+            vec own[P];
+            for (int p = 0; p < P; p++) own[p] = tap(t * P + p, v);
+            z[r][n][v] = multiply_add(own, parts[v], z[r][n][v]);
+          }
         }
-        if (row == 1 && i > 0 && i <= N) {
-          for (int p = 0; p < P; p++) centre[i - 1][p] = parts[p];
+        if (row < 1 || row > R || i < 1 || i > N) continue;
+        for (int v = 0; v < V; v++) {
+          for (int p = 0; p < P; p++) centre[row - 1][i - 1][v][p] = parts[v][p];
         }
       }
     }
-    for (int n = 0; n < N; n++) {
-      vec a, b;
-      split(centre[n], a, b);
-      const vec value[] = {blend(a, b, gate_of<T>(z[n]))};
-      put_result(op, y + n * channels + c, value, valid);
+    R2R_UNROLL
+    for (int i = 0; i < R * N; i++) {
+      vec values[V];
+      for (int v = 0; v < V; v++) {
+        vec a, b;
+        split(centre[i / N][i % N][v], a, b);
+        values[v] = blend(a, b, gate_of<T>(z[i / N][i % N][v]));
+      }
+      put_result(op, y + i / N * line + i % N * channels + c, values, valid);
     }
   });
 }
 
-// A tile, narrow enough for three of its rows to stay in the second-level cache, is walked down.
+// A tile is walked down, narrow enough for the rows that are read and those that are asked for to fit the second-level cache.
 template <class T>
 void gated_conv_rows_3x3(const GatedConv<T>& op, int64_t n, const Tile& tile, float* scratch) {
-  constexpr int P = PARTS<T>, N = 4;
+  constexpr int P = PARTS<T>, R = GATED_CONV_ROWS, N = LINE<T> > WIDTH ? 2 : 4;
   const int64_t channels = op.channels, width = op.width, height = op.height;
   const int64_t left = tile.left ? tile.left - 1 : 0, right = least(width, tile.right + 1), columns = right - left;
   const T *in = op.x + n * height * width * channels, *from = op.prior + n * op.prior_height * op.prior_width * channels;
-  float *taps = scratch, *rest = taps + 9 * P * channels + WIDTH;
+  float *taps = scratch, *rest = taps + (9 * P + 1) * channels + WIDTH;
   T *zeros = (T*)rest, *means = zeros + channels + WIDTH;
-  int32_t* which = (int32_t*)(rest + (1 + 3 * columns) * channels + 2 * WIDTH);
-  for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS {
-    store_upto(zeros + c, vec{}, valid);
-    for (int t = 0; t < 9; t++) {
-      const float* weight = op.weight + t * channels + c;
-      vec parts[P];
-      join(load_upto(weight, valid), load_upto(weight + 9 * channels, valid), parts);
-      for (int p = 0; p < P; p++) store_upto(taps + (t * P + p) * channels + c, parts[p], valid);
-    }
-  });
+  int32_t* which = (int32_t*)(rest + (1 + (R + 2) * columns) * channels + 2 * WIDTH);
+  for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS { store_upto(zeros + c, vec{}, valid); });
+  for (int t = 0; t < 10; t++) {
+    const float *of_x = t < 9 ? op.weight + t * channels : op.bias, *of_prior = op.weight + (9 + t) * channels;
+    for_lines<T>(0, channels, [&]<int V>(int64_t c, int64_t valid) R2R_ALWAYS {
+      vec parts[P][V];
+      for (int v = 0; v < V; v++) {
+        const int64_t left = valid - v * WIDTH;
+        vec both[P] = {load_upto(of_x + c + v * WIDTH, left)};
+        if (t < 9) join(both[0], load_upto(of_prior + c + v * WIDTH, left), both);
+        for (int p = 0; p < P; p++) parts[p][v] = both[p];
+      }
+      for (int p = 0; p < (t < 9 ? P : 1); p++) {
+        to_line_order(parts[p]);
+        for (int v = 0; v < V; v++) {
+          store_upto(taps + (t * P + p) * channels + c + v * WIDTH, parts[p][v], valid - v * WIDTH);
+        }
+      }
+    });
+  }
 
-  // The row above, this one and the one below need the means of three windows at most, which follow one another.
+  // Neighbouring rows need the means of as many windows at most, which follow one another: rows_of_means of the last R + 2.
   int64_t made = 0;
-  const T* rows_of_means[3] = {};
+  const T* rows_of_means[R + 2] = {};
   const auto resize = [&](int64_t r) {
-    rows_of_means[0] = rows_of_means[1];
-    rows_of_means[1] = rows_of_means[2];
+    for (int i = 0; i <= R; i++) rows_of_means[i] = rows_of_means[i + 1];
     if (r < 0 || r >= height) return;
     const Window rows = op.rows[r];
     if (made && rows.begin == op.rows[r - 1].begin && rows.end == op.rows[r - 1].end) return;
-    T* to = means + made++ % 3 * columns * channels;
+    T* to = means + made++ % (R + 2) * columns * channels;
     resize_channels(op, left, right, from, rows, which, to);
-    rows_of_means[2] = to;
+    rows_of_means[R + 1] = to;
   };
-  const auto make = [&]<int COUNT>(int64_t r, int64_t column) R2R_ALWAYS {
-    const T *x[3][COUNT + 2], *prior[3][COUNT + 2];
-    for (int row = 0; row < 3; row++) {
-      for (int i = 0; i < COUNT + 2; i++) {
+  const auto make = [&]<int DOWN, int ACROSS>(int64_t r, int64_t column) R2R_ALWAYS {
+    const T *x[DOWN + 2][ACROSS + 2], *prior[DOWN + 2][ACROSS + 2];
+    for (int row = 0; row < DOWN + 2; row++) {
+      for (int i = 0; i < ACROSS + 2; i++) {
         const int64_t down = r + row - 1, across = column + i - 1, at = (down * width + across) * channels;
         const bool inside = down >= 0 && down < height && across >= 0 && across < width;
+        const T* means_of_row = rows_of_means[R - DOWN + row];
         x[row][i] = inside ? in + at : zeros;
-        prior[row][i] = inside ? op.rows ? rows_of_means[row] + which[across - left] * channels : from + at : zeros;
+        prior[row][i] = !inside ? zeros : op.rows ? means_of_row + which[across - left] * channels : from + at;
       }
     }
-    const int64_t at = (r * width + column) * channels, next = at + 2 * width * channels;
-    gate_pixels_3x3<COUNT>(op, taps, x, prior, op.y + n * height * width * channels + at, in + next, from + next);
+    const int64_t at = (r * width + column) * channels, next = at + (DOWN + 1) * width * channels;
+    gate_pixels_3x3<DOWN, ACROSS>(op, taps, x, prior, op.y + n * height * width * channels + at, in + next, from + next);
+  };
+  const auto some_rows = [&]<int DOWN>(int64_t r) {
+    for (int i = 1; op.rows && i <= DOWN; i++) resize(r + i);
+    int64_t column = tile.left;
+    for (; column + N <= tile.right; column += N) make.template operator()<DOWN, N>(r, column);
+    for (; column < tile.right; column++) make.template operator()<DOWN, 1>(r, column);
   };
   if (op.rows) resize(tile.top - 1), resize(tile.top);
-  for (int64_t r = tile.top; r < tile.bottom; r++) {
-    if (op.rows) resize(r + 1);
-    int64_t column = tile.left;
-    for (; column + N <= tile.right; column += N) make.template operator()<N>(r, column);
-    for (; column < tile.right; column++) make.template operator()<1>(r, column);
-  }
+  int64_t r = tile.top;
+  for (; r + R <= tile.bottom; r += R) some_rows.template operator()<R>(r);
+  for (; r < tile.bottom; r++) some_rows.template operator()<1>(r);
 }
 
 template <class T>

@@ -399,13 +399,15 @@ constexpr int64_t STRIP = 8;  // rows that the gated convolution makes at a time
 static inline int64_t gated_conv_plane_scratch(int64_t width, int64_t prior_width) {
   return 5 * (STRIP + 4) * (width + 3 * PANEL) + prior_width + PANEL;
 }
-// Columns that are made at a time in channels_last: three rows of x and of the prior fit the second-level cache.
+constexpr int GATED_CONV_ROWS = 2;  // that 3x3 makes at a time in channels_last
+// And the columns of a tile: six rows of x and of the prior, four that are read and the next two, fit the second-level cache.
 static inline int64_t gated_conv_columns(int64_t channels) {
-  const int64_t fit = 131072 / 6 / channels;
+  const int64_t fit = 131072 / 8 / channels;
   return fit > 8 ? fit : 8;
 }
 static inline int64_t gated_conv_rows_scratch(int64_t channels, int64_t kernel, int64_t columns) {
-  return (2 * kernel * kernel + 1 + kernel * (columns + 2)) * channels + columns + 3 * PANEL;
+  const int64_t means = kernel == 1 ? 1 : GATED_CONV_ROWS + 2;  // rows of them
+  return (2 * kernel * kernel + 2 + means * (columns + 2)) * channels + columns + 3 * PANEL;
 }
 static inline int64_t gated_conv_rows_backward_scratch(int64_t channels, int64_t width) {
   return channels * (1 + 6 * width) + PANEL;

@@ -136,14 +136,28 @@ inline void store_upto(T* p, vec value, int64_t n) {
 template <class T>
 constexpr int LINE = 64 / sizeof(T);
 
+// Of each 128 bits of `even` and `odd`, half v of their values in turn: what one instruction does, if the compiler chooses
+// it. (GCC 12 takes the operands of its intrinsic through the stack.)
+template <int v>
+inline vec interleave_halves(vec even, vec odd) {
+  typedef uint16_t values __attribute__((vector_size(64)));
+  values order;
+  for (int i = 0; i < 32; i++) order[i] = i / 8 * 8 + v * 4 + i % 8 / 2 + i % 2 * 32;
+  return (vec)__builtin_shuffle((values)even, (values)odd, order);
+}
 inline vec load_line(const bfloat16* p, int v) {
-  const __m512i line = _mm512_loadu_si512(p), zero = _mm512_setzero_si512();
-  return (vec)(v ? _mm512_maskz_unpackhi_epi16(ALL, zero, line) : _mm512_maskz_unpacklo_epi16(ALL, zero, line));
+  const vec line = load((const float*)p);
+  return v ? interleave_halves<1>(vec{}, line) : interleave_halves<0>(vec{}, line);
 }
 inline void to_line_order(vec (&values)[2]) {
-  const __m512 first = (__m512)values[0], second = (__m512)values[1];
-  values[0] = (vec)_mm512_maskz_shuffle_f32x4(ALL, first, second, 0x88);
-  values[1] = (vec)_mm512_maskz_shuffle_f32x4(ALL, first, second, 0xdd);
+  ivec first, second;
+  for (int i = 0; i < WIDTH; i++) {
+    first[i] = i / 4 * 8 + i % 4;
+    second[i] = first[i] + 4;
+  }
+  const vec low = __builtin_shuffle(values[0], values[1], first);
+  values[1] = __builtin_shuffle(values[0], values[1], second);
+  values[0] = low;
 }
 inline __m512i narrow(const vec (&line)[2]) {
 #if defined(__AVX512BF16__)
