@@ -136,7 +136,9 @@ def _machine(config: pytest.Config, cpu: dict[str, Any]) -> dict[str, Any]:
     """What the report is stamped with."""
     name, driver = _device_name(config), ""
     if name == "cpu":
-        name = f"{cpu.get('brand_raw') or platform.machine()}, {torch.get_num_threads()} threads"
+        # A virtual machine may hide its model's name: those of family 25 (Zen 4) and 26 (Zen 5) are both "AMD EPYC"
+        kind = f" (family {cpu['family']}, model {cpu['model']})" if {"family", "model"} <= cpu.keys() else ""
+        name = f"{cpu.get('brand_raw') or platform.machine()}{kind}, {torch.get_num_threads()} threads"
     else:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True).stdout.strip() if torch.version.cuda else ""
