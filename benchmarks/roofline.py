@@ -235,7 +235,7 @@ class Limits:
 def measure_limits(device: torch.device) -> Limits:
     """The best of a few large copies and matrix products, measured here and now, with the threads and precision
     settings of this process. On a GPU float32 means the faster of IEEE and TF32 products, as convolutions use TF32; on
-    a CPU the faster of PyTorch's and NumPy's, as their libraries use different processors in full."""
+    a CPU the faster of PyTorch's and NumPy's: PyTorch's library halves its vectors on some processors."""
     gpu = device.type == "cuda"
     copies = [2**32] if gpu else [2**20, 2**22, 2**24, 2**26, 2**28]
     copy = {}
