@@ -434,57 +434,81 @@ R2R_INLINE void load_parts(const T* x, const T* prior, int64_t valid, vec (&part
   }
 }
 
-// A 3x3 convolution of R x N neighbouring pixels, given those around them: each is read once for all that it is near to.
-// taps [9][P][channels], then the bias. As many rows that are needed next, from next_x and next_prior on, are asked for
-// meanwhile.
-template <int R, int N, class T>
-R2R_INLINE void gate_pixels_3x3(
-    const GatedConv<T>& op, const float* taps, const T* const (&x)[R + 2][N + 2], const T* const (&prior)[R + 2][N + 2],
-    T* y, const T* next_x, const T* next_prior) {
-  constexpr int P = PARTS<T>;
+// Where rows that a 3x3 convolution makes are read in one column, those above and below them included.
+template <class T>
+struct Column {
+  const T* x[GATED_CONV_ROWS + 2];
+  const T* prior[GATED_CONV_ROWS + 2];
+};
+
+// Slides along columns [begin, end) of a strip of rows, one line of channels after the other. A column is read once, for the
+// three results of each row that it is near to, of which the one before it is then complete: result column - 2, as columns
+// begin one before the first that is made. state [channels][2 * R] holds what is not complete at the end. taps [9 * P + 1] of
+// each vector of channels, the bias last. What the next strip needs, from next_x and next_prior on, is asked for meanwhile in
+// the order of memory, and a line of each pixel of its result, so that its pages are known.
+template <class T>
+void gate_columns_3x3(
+    const GatedConv<T>& op, const float* taps, const Column<T>* columns, int64_t begin, int64_t end, int64_t rows, T* y,
+    const T* next_x, const T* next_prior, float* state) {
+  constexpr int P = PARTS<T>, R = GATED_CONV_ROWS;
   const int64_t channels = op.channels, line = op.width * channels;
   for_lines<T>(0, channels, [&]<int V>(int64_t c, int64_t valid) R2R_ALWAYS {
-    const auto tap = [&](int t, int v) R2R_ALWAYS {
-      return load_upto(taps + t * channels + c + v * WIDTH, valid - v * WIDTH);
-    };
-    vec z[R][N][V], centre[R][N][V][P];
-    for (int i = 0; i < R * N; i++) {
-      const int64_t at = i / N * line + i % N * channels + c;
-      __builtin_prefetch(next_x + at, 0, 2);
-      if (!op.rows) __builtin_prefetch(next_prior + at, 0, 2);
-      for (int v = 0; v < V; v++) z[i / N][i % N][v] = tap(9 * P, v);
+    vec own[V][9][P], bias[V], here[V][R], next[V][R];
+    for (int v = 0; v < V; v++) {
+      const float *from = taps + (c / WIDTH + v) * (9 * P + 1) * WIDTH, *held = state + (c + v * WIDTH) * 2 * R;
+      for (int t = 0; t < 9 * P; t++) own[v][t / P][t % P] = load(from + t * WIDTH);
+      bias[v] = load(from + 9 * P * WIDTH);
+      for (int r = 0; r < R; r++) {
+        here[v][r] = begin ? load(held + r * WIDTH) : bias[v];
+        next[v][r] = begin ? load(held + (R + r) * WIDTH) : bias[v];
+      }
     }
-    R2R_UNROLL
-    for (int row = 0; row < R + 2; row++) {
+    for (int64_t column = begin; column < end; column++) {
+      const Column<T>& around = columns[column];
+      const int64_t ahead = c * (end - begin) + (column - begin) * LINE<T>;
+      vec done[V][R];
+      for (int r = 0; r < R; r++) {
+        __builtin_prefetch(next_x + r * line + ahead, 0, 2);
+        if (!op.rows) __builtin_prefetch(next_prior + r * line + ahead, 0, 2);
+        if (c == 0) __builtin_prefetch(y + (R + r) * line + column * channels, 1, 2);
+        for (int v = 0; v < V; v++) {
+          done[v][r] = here[v][r];
+          here[v][r] = next[v][r];
+          next[v][r] = bias[v];
+        }
+      }
       R2R_UNROLL
-      for (int i = 0; i < N + 2; i++) {
+      for (int row = 0; row < R + 2; row++) {
         vec parts[V][P];
-        load_parts(x[row][i] + c, prior[row][i] + c, valid, parts);
+        load_parts(around.x[row] + c, around.prior[row] + c, valid, parts);
         R2R_UNROLL
-        for (int t = 0; t < 9; t++) {
-          const int r = row - t / 3, n = i - t % 3;
-          if (r < 0 || r >= R || n < 0 || n >= N) continue;
+        for (int down = 0; down < 3; down++) {
+          const int r = row - down;
+          if (r < 0 || r >= R) continue;
           for (int v = 0; v < V; v++) {
-            vec own[P];
-            for (int p = 0; p < P; p++) own[p] = tap(t * P + p, v);
-            z[r][n][v] = multiply_add(own, parts[v], z[r][n][v]);
+            done[v][r] = multiply_add(own[v][down * 3 + 2], parts[v], done[v][r]);
+            here[v][r] = multiply_add(own[v][down * 3 + 1], parts[v], here[v][r]);
+            next[v][r] = multiply_add(own[v][down * 3], parts[v], next[v][r]);
           }
         }
-        if (row < 1 || row > R || i < 1 || i > N) continue;
+      }
+      if (column < 2) continue;
+      const Column<T>& centre = columns[column - 1];
+      R2R_UNROLL
+      for (int r = 0; r < R; r++) {
+        if (r == rows) break;
+        vec values[V];
         for (int v = 0; v < V; v++) {
-          for (int p = 0; p < P; p++) centre[row - 1][i - 1][v][p] = parts[v][p];
+          const vec a = V == 1 ? load_upto(centre.x[r + 1] + c, valid) : load_line(centre.x[r + 1] + c, v);
+          const vec b = V == 1 ? load_upto(centre.prior[r + 1] + c, valid) : load_line(centre.prior[r + 1] + c, v);
+          values[v] = blend(a, b, gate_of<T>(done[v][r]));
         }
+        put_result(op, y + r * line + (column - 2) * channels + c, values, valid);
       }
     }
-    R2R_UNROLL
-    for (int i = 0; i < R * N; i++) {
-      vec values[V];
-      for (int v = 0; v < V; v++) {
-        vec a, b;
-        split(centre[i / N][i % N][v], a, b);
-        values[v] = blend(a, b, gate_of<T>(z[i / N][i % N][v]));
-      }
-      put_result(op, y + i / N * line + i % N * channels + c, values, valid);
+    for (int v = 0; v < V; v++) {
+      float* held = state + (c + v * WIDTH) * 2 * R;
+      for (int r = 0; r < R; r++) store(held + r * WIDTH, here[v][r]), store(held + (R + r) * WIDTH, next[v][r]);
     }
   });
 }
@@ -492,13 +516,14 @@ R2R_INLINE void gate_pixels_3x3(
 // A tile is walked down, narrow enough for the rows that are read and those that are asked for to fit the second-level cache.
 template <class T>
 void gated_conv_rows_3x3(const GatedConv<T>& op, int64_t n, const Tile& tile, float* scratch) {
-  constexpr int P = PARTS<T>, R = GATED_CONV_ROWS, N = LINE<T> > WIDTH ? 2 : 4;
-  const int64_t channels = op.channels, width = op.width, height = op.height;
-  const int64_t left = tile.left ? tile.left - 1 : 0, right = least(width, tile.right + 1), columns = right - left;
+  constexpr int P = PARTS<T>, R = GATED_CONV_ROWS;
+  const int64_t channels = op.channels, width = op.width, height = op.height, vectors = (channels + WIDTH - 1) / WIDTH;
+  const int64_t left = tile.left ? tile.left - 1 : 0, right = least(width, tile.right + 1), number = right - left;
   const T *in = op.x + n * height * width * channels, *from = op.prior + n * op.prior_height * op.prior_width * channels;
-  float *taps = scratch, *rest = taps + (9 * P + 1) * channels + WIDTH;
-  T *zeros = (T*)rest, *means = zeros + channels + WIDTH;
-  int32_t* which = (int32_t*)(rest + (1 + (R + 2) * columns) * channels + 2 * WIDTH);
+  float *taps = scratch, *state = taps + (9 * P + 1) * vectors * WIDTH, *rest = state + 2 * R * vectors * WIDTH;
+  Column<T>* columns = (Column<T>*)rest;
+  T *zeros = (T*)(columns + number + 2), *means = zeros + vectors * WIDTH;
+  int32_t* which = (int32_t*)(means + (R + 2) * number * channels);
   for_vectors(0, channels, [&](int64_t c, int64_t valid) R2R_ALWAYS { store_upto(zeros + c, vec{}, valid); });
   for (int t = 0; t < 10; t++) {
     const float *of_x = t < 9 ? op.weight + t * channels : op.bias, *of_prior = op.weight + (9 + t) * channels;
@@ -512,9 +537,7 @@ void gated_conv_rows_3x3(const GatedConv<T>& op, int64_t n, const Tile& tile, fl
       }
       for (int p = 0; p < (t < 9 ? P : 1); p++) {
         to_line_order(parts[p]);
-        for (int v = 0; v < V; v++) {
-          store_upto(taps + (t * P + p) * channels + c + v * WIDTH, parts[p][v], valid - v * WIDTH);
-        }
+        for (int v = 0; v < V; v++) store(taps + ((c / WIDTH + v) * (9 * P + 1) + t * P + p) * WIDTH, parts[p][v]);
       }
     });
   }
@@ -527,34 +550,31 @@ void gated_conv_rows_3x3(const GatedConv<T>& op, int64_t n, const Tile& tile, fl
     if (r < 0 || r >= height) return;
     const Window rows = op.rows[r];
     if (made && rows.begin == op.rows[r - 1].begin && rows.end == op.rows[r - 1].end) return;
-    T* to = means + made++ % (R + 2) * columns * channels;
+    T* to = means + made++ % (R + 2) * number * channels;
     resize_channels(op, left, right, from, rows, which, to);
     rows_of_means[R + 1] = to;
   };
-  const auto make = [&]<int DOWN, int ACROSS>(int64_t r, int64_t column) R2R_ALWAYS {
-    const T *x[DOWN + 2][ACROSS + 2], *prior[DOWN + 2][ACROSS + 2];
-    for (int row = 0; row < DOWN + 2; row++) {
-      for (int i = 0; i < ACROSS + 2; i++) {
-        const int64_t down = r + row - 1, across = column + i - 1, at = (down * width + across) * channels;
-        const bool inside = down >= 0 && down < height && across >= 0 && across < width;
-        const T* means_of_row = rows_of_means[R - DOWN + row];
-        x[row][i] = inside ? in + at : zeros;
-        prior[row][i] = !inside ? zeros : op.rows ? means_of_row + which[across - left] * channels : from + at;
+  if (op.rows) resize(tile.top - 1), resize(tile.top);
+  for (int64_t top = tile.top; top < tile.bottom; top += R) {
+    for (int i = 1; op.rows && i <= R; i++) resize(top + i);
+    for (int64_t column = tile.left - 1; column <= tile.right; column++) {
+      Column<T>& around = columns[column - tile.left + 1];
+      for (int row = 0; row < R + 2; row++) {
+        const int64_t down = top + row - 1, at = (down * width + column) * channels;
+        const bool inside = down >= 0 && down < height && column >= 0 && column < width;
+        around.x[row] = inside ? in + at : zeros;
+        around.prior[row] =
+            !inside ? zeros : op.rows ? rows_of_means[row] + which[column - left] * channels : from + at;
       }
     }
-    const int64_t at = (r * width + column) * channels, next = at + (DOWN + 1) * width * channels;
-    gate_pixels_3x3<DOWN, ACROSS>(op, taps, x, prior, op.y + n * height * width * channels + at, in + next, from + next);
-  };
-  const auto some_rows = [&]<int DOWN>(int64_t r) {
-    for (int i = 1; op.rows && i <= DOWN; i++) resize(r + i);
-    int64_t column = tile.left;
-    for (; column + N <= tile.right; column += N) make.template operator()<DOWN, N>(r, column);
-    for (; column < tile.right; column++) make.template operator()<DOWN, 1>(r, column);
-  };
-  if (op.rows) resize(tile.top - 1), resize(tile.top);
-  int64_t r = tile.top;
-  for (; r + R <= tile.bottom; r += R) some_rows.template operator()<R>(r);
-  for (; r < tile.bottom; r++) some_rows.template operator()<1>(r);
+    const int64_t end = tile.right - tile.left + 2, at = (top * width + tile.left) * channels;
+    for (int64_t begin = 0; begin < end; begin += GATED_CONV_GROUP) {
+      const int64_t next = at + ((R + 1) * width + begin - 1) * channels;
+      gate_columns_3x3(
+          op, taps, columns, begin, least(begin + GATED_CONV_GROUP, end), least(R, tile.bottom - top),
+          op.y + n * height * width * channels + at, in + next, from + next, state);
+    }
+  }
 }
 
 template <class T>

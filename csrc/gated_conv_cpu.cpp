@@ -62,10 +62,13 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
     const bool on_lines = row % 64 == 0 && reinterpret_cast<uintptr_t>(op.y) % 64 == 0;
     op.streams = (on_lines || (kernel == 1 && !channels_last)) && y.numel() * bytes >= LARGE;
     if (channels_last) {
-      const int64_t each = kernel == 1 ? STRIP : 2 * STRIP, strips = (op.height + each - 1) / each;
       const bool narrow = kernel == 3 || op.rows;
-      const int64_t columns = narrow ? std::min(op.width, gated_conv_columns(op.channels)) : op.width;
+      const int64_t columns = narrow ? std::min(op.width, gated_conv_columns(op.channels * bytes)) : op.width;
       const int64_t tiles = (op.width + columns - 1) / columns;
+      // A tile of 3x3 waits for its first rows, so tiles are as tall as leaves each thread a few of them.
+      const int64_t wanted = 4 * torch::stable::get_num_threads() / (images * tiles) + 1;
+      const int64_t each = kernel == 1 ? STRIP : std::max(2 * STRIP, (op.height + wanted - 1) / wanted);
+      const int64_t strips = (op.height + each - 1) / each;
       parallel(images * strips * tiles, [&](int64_t begin, int64_t end) {
         float* memory = scratch(gated_conv_rows_scratch(op.channels, kernel, narrow ? columns : 0));
         for (int64_t i = begin; i < end; i++) {
