@@ -19,13 +19,6 @@ inline vec load_factors(const T* p, int64_t n) {
 #endif
   return load_upto(p, n);
 }
-template <class T>
-inline vec multiply_add_factors(vec a, vec b, vec sum) {
-#if defined(__AVX512BF16__)
-  if constexpr (MULTIPLIES_PAIRS<T>) return multiply_add_pairs(a, b, sum);
-#endif
-  return sum + a * b;
-}
 
 // out[n] = the dot product of key and queries[n], [depth] each; returns that of key with itself.
 template <class T>

@@ -43,9 +43,6 @@ R2R_INLINE void split(const vec (&parts)[2], vec& x, vec& prior) {
   x = parts[0];
   prior = parts[1];
 }
-R2R_INLINE vec multiply_add(const vec (&taps)[2], const vec (&parts)[2], vec sum) {
-  return sum + taps[0] * parts[0] + taps[1] * parts[1];
-}
 template <int V, class T>
 R2R_INLINE void join_lines(const T* x, const T* prior, vec (&parts)[V][2]) {
   for (int v = 0; v < V; v++) join(load_line(x, v), load_line(prior, v), parts[v]);
@@ -64,45 +61,12 @@ R2R_INLINE void split(const vec (&parts)[1], vec& x, vec& prior) {
   x = even_of(parts[0]);
   prior = odd_of(parts[0]);
 }
-R2R_INLINE vec multiply_add(const vec (&taps)[1], const vec (&parts)[1], vec sum) {
-  return multiply_add_pairs(taps[0], parts[0], sum);
-}
 R2R_INLINE void join_lines(const bfloat16* x, const bfloat16* prior, vec (&parts)[2][1]) {
   const vec even = load((const float*)x), odd = load((const float*)prior);
   parts[0][0] = interleave_halves<0>(even, odd);
   parts[1][0] = interleave_halves<1>(even, odd);
 }
 #endif
-
-// Walks along one direction of an image of `size` places and makes [begin, end): each place is read once, for the three
-// results that it is near to. taps [3 along][3 across]; read(place, in) gives the three places across;
-// emit(place, z, x, prior).
-template <int P, class Read, class Emit>
-R2R_INLINE void slide(
-    const vec (&taps)[3][3][P], vec bias, int64_t begin, int64_t end, int64_t size, const Read& read, const Emit& emit) {
-  vec next = bias, here = bias, centre[P] = {}, x, prior;
-  for (int64_t i = begin ? begin - 1 : 0; i < least(end + 1, size); i++) {
-    vec in[3][P], done = here;
-    read(i, in);
-    here = next;
-    next = bias;
-    R2R_UNROLL
-    for (int a = 0; a < 3; a++) {
-      done = multiply_add(taps[2][a], in[a], done);
-      here = multiply_add(taps[1][a], in[a], here);
-      next = multiply_add(taps[0][a], in[a], next);
-    }
-    if (i > begin) {
-      split(centre, x, prior);
-      emit(i - 1, done, x, prior);
-    }
-    for (int p = 0; p < P; p++) centre[p] = in[1][p];
-  }
-  if (end == size) {
-    split(centre, x, prior);
-    emit(end - 1, here, x, prior);
-  }
-}
 
 // A vector of the result, or a line of it.
 template <class T, int V>
@@ -178,51 +142,77 @@ inline void resize_row(const GatedConv<T>& op, const T* plane, Window rows, floa
   }
 }
 
+// A vector of pixels slides down a strip of rows: each row is read once, for the three results that it is near to, of which
+// the one above it is then complete; sums that are not are kept for the next strip. The gates of a strip follow together, as
+// each alone waits for a long chain of instructions. Staged rows are a ring, where the strip above leaves its last one.
 template <class T>
 void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch) {
-  constexpr int P = PARTS<T>;
-  const int64_t stride = staged_stride(op.width);
-  float *staged = scratch + WIDTH, *rest = staged + (least(STRIP, op.height) + 2) * P * stride, *line = rest + stride;
-  T* resized = (T*)rest;
+  constexpr int P = PARTS<T>, RING = STRIP + 1;
+  const int64_t stride = staged_stride(op.width), height = op.height, width = op.width;
+  float *staged = scratch + WIDTH, *bottom = staged + RING * P * stride, *line = bottom + stride;
+  float* sums = line + op.prior_width + WIDTH;  // [vectors][2]
+  T* resized = (T*)bottom;
   const float* weight = op.weight + plane % op.channels * 18;
-  vec taps[3][3][P];
-  for (int t = 0; t < 9; t++) join(splat(weight[t]), splat(weight[9 + t]), taps[t / 3][t % 3]);
+  vec taps[9][P];
+  for (int t = 0; t < 9; t++) join(splat(weight[t]), splat(weight[9 + t]), taps[t]);
   const vec bias = splat(op.bias[plane % op.channels]);
-  const T *in = op.x + plane * op.height * op.width, *prior = op.prior + plane * op.prior_height * op.prior_width;
-  T* out = op.y + plane * op.height * op.width;
+  const T *in = op.x + plane * height * width, *prior = op.prior + plane * op.prior_height * op.prior_width;
+  T* out = op.y + plane * height * width;
+  const T *next_prior = op.rows ? in : prior, *next_out = op.streams ? in : out;  // asking twice costs less than a branch
+  const auto row = [&](int64_t r) R2R_ALWAYS { return staged + r % RING * P * stride; };
   Window held{-1, -1};
-  for (int64_t begin = 0; begin < op.height; begin += STRIP) {
-    const int64_t end = least(op.height, begin + STRIP);
-    const int64_t top = begin ? begin - 1 : 0, bottom = least(op.height, end + 1);
-    for (int64_t r = top; r < bottom; r++) {
-      float* to = staged + (r - top) * P * stride;
-      if (!op.rows) {
-        stage_rows<P>(in + r * op.width, prior + r * op.width, op.width, to);
-        continue;
+  for (int64_t begin = 0; begin < height; begin += STRIP) {
+    const int64_t end = least(height, begin + STRIP), top = begin ? begin - 1 : 0, done_to = end == height ? end : end - 1;
+    for (int64_t r = begin; r < end; r++) {
+      const T* of_prior = prior + r * width;
+      if (op.rows) {
+        const Window rows = op.rows[r];
+        if (rows.begin != held.begin || rows.end != held.end) resize_row(op, prior, rows, line, resized);
+        held = rows;
+        of_prior = resized;
       }
-      const Window rows = op.rows[r];
-      if (rows.begin != held.begin || rows.end != held.end) resize_row(op, prior, rows, line, resized);
-      held = rows;
-      stage_rows<P>(in + r * op.width, resized, op.width, to);
+      stage_rows<P>(in + r * width, of_prior, width, row(r));
     }
-    for_vectors(0, op.width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
-      slide<P>(
-          taps, bias, begin, end, op.height,
-          [&](int64_t r, vec(&to)[3][P]) R2R_ALWAYS {
-            const float* at = staged + (r - top) * P * stride + i;
-            R2R_UNROLL
-            for (int a = 0; a < 3; a++) {
-              for (int p = 0; p < P; p++) to[a][p] = load(at + p * stride + a - 1);
-            }
-            // The next strip, or the next plane, comes from memory while this one is made.
-            __builtin_prefetch(in + (r + STRIP + 1) * op.width + i);
-            if (!op.rows) __builtin_prefetch(prior + (r + STRIP + 1) * op.width + i);
-            if (!op.streams) __builtin_prefetch(out + (r + STRIP) * op.width + i, 1);
-          },
-          [&](int64_t r, vec z, vec x, vec b) R2R_ALWAYS {
-            const vec value[] = {blend(x, b, gate_of<T>(z))};
-            put_result(op, out + r * op.width + i, value, valid);
-          });
+    const float *first = row(begin), *above = row(top);
+    for_vectors(0, width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
+      alignas(64) float z[(STRIP + 1) * WIDTH];  // of result r at r + 1 - begin
+      const auto below = [&](const float* at) R2R_ALWAYS {
+        return at + P * stride == bottom + i ? staged + i : at + P * stride;
+      };
+      vec here = begin ? load(sums + 2 * i) : bias, next = begin ? load(sums + 2 * i + WIDTH) : bias;
+      const float* at = first + i;
+      for (int64_t r = begin; r < end; r++, at = below(at)) {
+        // The next strip, or the next plane, comes from memory while this one is made.
+        __builtin_prefetch(in + (r + STRIP) * width + i);
+        __builtin_prefetch(next_prior + (r + STRIP) * width + i);
+        __builtin_prefetch(next_out + (r + STRIP - 1) * width + i);
+        vec done = here;
+        here = next;
+        next = bias;
+        R2R_UNROLL
+        for (int p = 0; p < P; p++) {
+          vec parts[3];
+          for (int across = 0; across < 3; across++) parts[across] = load_once(at + p * stride + across - 1);
+          R2R_UNROLL
+          for (int across = 0; across < 3; across++) {
+            done = multiply_add_factors<T>(taps[6 + across][p], parts[across], done);
+            here = multiply_add_factors<T>(taps[3 + across][p], parts[across], here);
+            next = multiply_add_factors<T>(taps[across][p], parts[across], next);
+          }
+        }
+        store(z + (r - begin) * WIDTH, done);
+      }
+      store(z + (end - begin) * WIDTH, here);  // of the plane's last row, below which there is nothing
+      store(sums + 2 * i, here);
+      store(sums + 2 * i + WIDTH, next);
+      at = above + i;
+      for (int64_t r = top; r < done_to; r++, at = below(at)) {
+        vec parts[P], x, b;
+        for (int p = 0; p < P; p++) parts[p] = load(at + p * stride);
+        split(parts, x, b);
+        const vec value[] = {blend(x, b, gate_of<T>(load(z + (r + 1 - begin) * WIDTH)))};
+        put_result(op, out + r * width + i, value, valid);
+      }
     });
   }
 }
@@ -485,10 +475,11 @@ void gate_columns_3x3(
         for (int down = 0; down < 3; down++) {
           const int r = row - down;
           if (r < 0 || r >= R) continue;
-          for (int v = 0; v < V; v++) {
-            done[v][r] = multiply_add(own[v][down * 3 + 2], parts[v], done[v][r]);
-            here[v][r] = multiply_add(own[v][down * 3 + 1], parts[v], here[v][r]);
-            next[v][r] = multiply_add(own[v][down * 3], parts[v], next[v][r]);
+          for (int i = 0; i < V * P; i++) {
+            const int v = i / P, p = i % P;
+            done[v][r] = multiply_add_factors<T>(own[v][down * 3 + 2][p], parts[v][p], done[v][r]);
+            here[v][r] = multiply_add_factors<T>(own[v][down * 3 + 1][p], parts[v][p], here[v][r]);
+            next[v][r] = multiply_add_factors<T>(own[v][down * 3][p], parts[v][p], next[v][r]);
           }
         }
       }

@@ -397,7 +397,7 @@ static inline int64_t naf_block_backward_scratch(int64_t channels) {
 
 constexpr int64_t STRIP = 8;  // rows that the gated convolution makes at a time: they fit the first-level cache
 static inline int64_t gated_conv_plane_scratch(int64_t width, int64_t prior_width) {
-  return 5 * (STRIP + 4) * (width + 3 * PANEL) + prior_width + PANEL;
+  return 5 * (STRIP + 4) * (width + 3 * PANEL) + prior_width + 2 * PANEL;
 }
 // In channels_last 3x3 makes so many rows at a time, reading so many columns of a line of channels before the next line:
 // writing past the caches is a third slower with more than 32 pixels open at a time.

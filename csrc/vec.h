@@ -63,6 +63,13 @@ inline half_vec narrow(vec value) {  // round to nearest even; a NaN stays one
 inline vec load(const float* p) {
   return *(const loose_vec*)p;
 }
+inline vec load_once(const float* p) {  // of a load that is used thrice and crosses lines, GCC 12 makes three
+  vec value = load(p);
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(value));
+#endif
+  return value;
+}
 inline ivec load(const int32_t* p) {
   return (ivec)load((const float*)p);
 }
@@ -239,6 +246,13 @@ inline vec multiply_add(Pair weight, vec pairs, vec sum) {
 template <class T>
 constexpr bool MULTIPLIES_PAIRS = false;
 #endif
+template <class T>
+inline vec multiply_add_factors(vec a, vec b, vec sum) {
+#if defined(__AVX512BF16__)
+  if constexpr (MULTIPLIES_PAIRS<T>) return multiply_add_pairs(a, b, sum);
+#endif
+  return sum + a * b;
+}
 inline vec even_of(vec pairs) {
   return (vec)((ivec)pairs << 16);
 }
