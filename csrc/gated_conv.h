@@ -147,7 +147,8 @@ inline void resize_row(const GatedConv<T>& op, const T* plane, Window rows, floa
 // each alone waits for a long chain of instructions. Staged rows are a ring, where the strip above leaves its last one.
 template <class T>
 void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch) {
-  constexpr int P = PARTS<T>, RING = STRIP + 1;
+  constexpr int P = PARTS<T>;
+  constexpr int64_t ROWS = 2 * STRIP / P, RING = ROWS + 1;
   const int64_t stride = staged_stride(op.width), height = op.height, width = op.width;
   float *staged = scratch + WIDTH, *bottom = staged + RING * P * stride, *line = bottom + stride;
   float* sums = line + op.prior_width + WIDTH;  // [vectors][2]
@@ -160,9 +161,10 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
   T* out = op.y + plane * height * width;
   const T *next_prior = op.rows ? in : prior, *next_out = op.streams ? in : out;  // asking twice costs less than a branch
   const auto row = [&](int64_t r) R2R_ALWAYS { return staged + r % RING * P * stride; };
+  vec z[RING];  // of result r at r + 1 - begin
   Window held{-1, -1};
-  for (int64_t begin = 0; begin < height; begin += STRIP) {
-    const int64_t end = least(height, begin + STRIP), top = begin ? begin - 1 : 0, done_to = end == height ? end : end - 1;
+  for (int64_t begin = 0; begin < height; begin += ROWS) {
+    const int64_t end = least(height, begin + ROWS), top = begin ? begin - 1 : 0, done_to = end == height ? end : end - 1;
     for (int64_t r = begin; r < end; r++) {
       const T* of_prior = prior + r * width;
       if (op.rows) {
@@ -175,17 +177,16 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
     }
     const float *first = row(begin), *above = row(top);
     for_vectors(0, width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
-      alignas(64) float z[(STRIP + 1) * WIDTH];  // of result r at r + 1 - begin
       const auto below = [&](const float* at) R2R_ALWAYS {
         return at + P * stride == bottom + i ? staged + i : at + P * stride;
       };
       vec here = begin ? load(sums + 2 * i) : bias, next = begin ? load(sums + 2 * i + WIDTH) : bias;
       const float* at = first + i;
       for (int64_t r = begin; r < end; r++, at = below(at)) {
-        // The next strip, or the next plane, comes from memory while this one is made.
-        __builtin_prefetch(in + (r + STRIP) * width + i);
-        __builtin_prefetch(next_prior + (r + STRIP) * width + i);
-        __builtin_prefetch(next_out + (r + STRIP - 1) * width + i);
+        // What comes next, or the next plane, is fetched from memory meanwhile.
+        __builtin_prefetch(in + (r + 2 * STRIP) * width + i);
+        __builtin_prefetch(next_prior + (r + 2 * STRIP) * width + i);
+        __builtin_prefetch(next_out + (r + ROWS - 1) * width + i);
         vec done = here;
         here = next;
         next = bias;
@@ -200,9 +201,9 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
             next = multiply_add_factors<T>(taps[across][p], parts[across], next);
           }
         }
-        store(z + (r - begin) * WIDTH, done);
+        z[r - begin] = done;
       }
-      store(z + (end - begin) * WIDTH, here);  // of the plane's last row, below which there is nothing
+      z[end - begin] = here;  // of the plane's last row, below which there is nothing
       store(sums + 2 * i, here);
       store(sums + 2 * i + WIDTH, next);
       at = above + i;
@@ -210,7 +211,7 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
         vec parts[P], x, b;
         for (int p = 0; p < P; p++) parts[p] = load(at + p * stride);
         split(parts, x, b);
-        const vec value[] = {blend(x, b, gate_of<T>(load(z + (r + 1 - begin) * WIDTH)))};
+        const vec value[] = {blend(x, b, gate_of<T>(z[r + 1 - begin]))};
         put_result(op, out + r * width + i, value, valid);
       }
     });
