@@ -159,7 +159,8 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
   const vec bias = splat(op.bias[plane % op.channels]);
   const T *in = op.x + plane * height * width, *prior = op.prior + plane * op.prior_height * op.prior_width;
   T* out = op.y + plane * height * width;
-  const T *next_prior = op.rows ? in : prior, *next_out = op.streams ? in : out;  // asking twice costs less than a branch
+  // What is not to be fetched: to ask twice for x costs less than a branch. Half lines are not written past the caches.
+  const T *next_prior = op.rows ? in : prior, *next_out = op.streams && WIDTH == LINE<T> ? in : out;
   const auto row = [&](int64_t r) R2R_ALWAYS { return staged + r % RING * P * stride; };
   vec z[RING];  // of result r at r + 1 - begin
   Window held{-1, -1};
@@ -407,6 +408,8 @@ void gated_conv_rows_1x1(const GatedConv<T>& op, int64_t n, const Tile& tile, fl
       const int64_t at = ((n * op.height + r) * op.width + column) * channels;
       const T *x = op.x + at, *prior = op.rows ? means + which[column - tile.left] * channels : op.prior + at;
       for_lines<T>(0, channels, [&]<int V>(int64_t c, int64_t valid) R2R_ALWAYS {
+        // A tile is narrow where the prior is small: the processor would wait where each of its rows begins.
+        if (op.rows) __builtin_prefetch(x + op.width * channels + c, 0, 2);
         gate_values<V>(op, x + c, prior + c, op.y + at + c, valid, [&](int t, int v) R2R_ALWAYS {
           return load_upto(taps + t * channels + c + v * WIDTH, valid - v * WIDTH);
         });
