@@ -33,6 +33,7 @@ float dot_products(const T* key, int64_t depth, const T* queries, int64_t count,
         const int64_t at = i + half * FACTORS<T>, left = depth - at;
         if (left <= 0) break;
         const vec k = load_factors(key + at, left);
+        if (with_square) __builtin_prefetch(key + depth + at, 0, 2);  // the next key
         squares[half] = multiply_add_factors<T>(k, k, squares[half]);
 #pragma GCC unroll 8
         for (int m = 0; m < N; m++) {
@@ -63,7 +64,7 @@ void add_weighted(
       vec row[S];
       for (int s = 0; s < S; s++) {
         row[s] = load_upto(rows + s * stride + i, left);
-        __builtin_prefetch(rows + (S + s) * stride + i, 0, 2);  // rows are pages apart: the processor would not
+        __builtin_prefetch(rows + (2 * S + s) * stride + i, 0, 2);  // rows are pages apart: the processor would not
       }
       for (int64_t m = 0; m < count; m++) {
         vec total = load_upto(totals[m] + i, left);
