@@ -77,6 +77,22 @@ R2R_INLINE void put_result(const GatedConv<T>& op, T* p, const vec (&values)[V],
   store_upto(p, values[0], valid);
 }
 
+// Neighbouring values of the result, in their usual order.
+template <class T, int V>
+R2R_INLINE void put_pixels(const GatedConv<T>& op, T* p, const vec (&values)[V], int64_t valid) {
+  constexpr int EACH = LINE<T> / WIDTH;
+  if constexpr (V % EACH == 0) {
+    if (valid >= V * WIDTH) {
+      for (int v = 0; v < V; v += EACH) {
+        const auto& line = *(const vec(*)[EACH])(values + v);
+        op.streams ? stream_in_order(p + v * WIDTH, line) : store_in_order(p + v * WIDTH, line);
+      }
+      return;
+    }
+  }
+  store_upto(p, values[0], valid);
+}
+
 // A 1x1 convolution of a vector or a line. tap(0, v) is x's of vector v, tap(1, v) the prior's, tap(2, v) the bias.
 template <int V, class T, class Tap>
 R2R_INLINE void gate_values(const GatedConv<T>& op, const T* x, const T* prior, T* y, int64_t valid, const Tap& tap) {
@@ -142,12 +158,13 @@ inline void resize_row(const GatedConv<T>& op, const T* plane, Window rows, floa
   }
 }
 
-// A vector of pixels slides down a strip of rows: each row is read once, for the three results that it is near to, of which
-// the one above it is then complete; sums that are not are kept for the next strip. The gates of a strip follow together, as
-// each alone waits for a long chain of instructions. Staged rows are a ring, where the strip above leaves its last one.
+// Two vectors of pixels slide down a strip of rows, as one alone waits for its sums: each row is read once, for the three
+// results that it is near to, of which the one above it is then complete; sums that are not are kept for the next strip. The
+// gates of a strip follow together, as each is a long chain of instructions. Staged rows are a ring, where the strip above
+// leaves its last one. What comes next, or the next plane, is fetched meanwhile in the order of memory.
 template <class T>
 void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch) {
-  constexpr int P = PARTS<T>;
+  constexpr int P = PARTS<T>, BOTH = 2;
   constexpr int64_t ROWS = 2 * STRIP / P, RING = ROWS + 1;
   const int64_t stride = staged_stride(op.width), height = op.height, width = op.width;
   float *staged = scratch + WIDTH, *bottom = staged + RING * P * stride, *line = bottom + stride;
@@ -159,10 +176,10 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
   const vec bias = splat(op.bias[plane % op.channels]);
   const T *in = op.x + plane * height * width, *prior = op.prior + plane * op.prior_height * op.prior_width;
   T* out = op.y + plane * height * width;
-  // What is not to be fetched: to ask twice for x costs less than a branch. Half lines are not written past the caches.
-  const T *next_prior = op.rows ? in : prior, *next_out = op.streams && WIDTH == LINE<T> ? in : out;
+  // What is not to be fetched: to ask twice for x costs less than a branch.
+  const T *next_prior = op.rows ? in : prior, *next_out = op.streams ? in : out;
   const auto row = [&](int64_t r) R2R_ALWAYS { return staged + r % RING * P * stride; };
-  vec z[RING];  // of result r at r + 1 - begin
+  vec z[RING][BOTH];  // of result r at r + 1 - begin
   Window held{-1, -1};
   for (int64_t begin = 0; begin < height; begin += ROWS) {
     const int64_t end = least(height, begin + ROWS), top = begin ? begin - 1 : 0, done_to = end == height ? end : end - 1;
@@ -177,45 +194,62 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
       stage_rows<P>(in + r * width, of_prior, width, row(r));
     }
     const float *first = row(begin), *above = row(top);
-    for_vectors(0, width, [&](int64_t i, int64_t valid) R2R_ALWAYS {
+    const auto slide = [&]<int V>(int64_t i, int64_t valid) R2R_ALWAYS {
       const auto below = [&](const float* at) R2R_ALWAYS {
         return at + P * stride == bottom + i ? staged + i : at + P * stride;
       };
-      vec here = begin ? load(sums + 2 * i) : bias, next = begin ? load(sums + 2 * i + WIDTH) : bias;
+      vec here[V], next[V];
+      for (int v = 0; v < V; v++) {
+        const float* of = sums + 2 * (i + v * WIDTH);
+        here[v] = begin ? load(of) : bias;
+        next[v] = begin ? load(of + WIDTH) : bias;
+      }
       const float* at = first + i;
       for (int64_t r = begin; r < end; r++, at = below(at)) {
-        // What comes next, or the next plane, is fetched from memory meanwhile.
-        __builtin_prefetch(in + (r + 2 * STRIP) * width + i);
-        __builtin_prefetch(next_prior + (r + 2 * STRIP) * width + i);
-        __builtin_prefetch(next_out + (r + ROWS - 1) * width + i);
-        vec done = here;
-        here = next;
-        next = bias;
+        const int64_t ahead = end * width + i * (end - begin) + (r - begin) * V * WIDTH;
+        for (int64_t values = 0; values < V * WIDTH; values += 64 / sizeof(T)) {
+          __builtin_prefetch(in + ahead + values);
+          __builtin_prefetch(next_prior + ahead + values);
+          __builtin_prefetch(next_out + ahead - width + values);
+        }
+        vec done[V];
+        for (int v = 0; v < V; v++) done[v] = here[v], here[v] = next[v], next[v] = bias;
         R2R_UNROLL
         for (int p = 0; p < P; p++) {
-          vec parts[3];
-          for (int across = 0; across < 3; across++) parts[across] = load_once(at + p * stride + across - 1);
           R2R_UNROLL
           for (int across = 0; across < 3; across++) {
-            done = multiply_add_factors<T>(taps[6 + across][p], parts[across], done);
-            here = multiply_add_factors<T>(taps[3 + across][p], parts[across], here);
-            next = multiply_add_factors<T>(taps[across][p], parts[across], next);
+            vec part[V];
+            for (int v = 0; v < V; v++) part[v] = load_once(at + p * stride + v * WIDTH + across - 1);
+            for (int v = 0; v < V; v++) {
+              done[v] = multiply_add_factors<T>(taps[6 + across][p], part[v], done[v]);
+              here[v] = multiply_add_factors<T>(taps[3 + across][p], part[v], here[v]);
+              next[v] = multiply_add_factors<T>(taps[across][p], part[v], next[v]);
+            }
           }
         }
-        z[r - begin] = done;
+        for (int v = 0; v < V; v++) z[r - begin][v] = done[v];
       }
-      z[end - begin] = here;  // of the plane's last row, below which there is nothing
-      store(sums + 2 * i, here);
-      store(sums + 2 * i + WIDTH, next);
+      for (int v = 0; v < V; v++) {
+        float* of = sums + 2 * (i + v * WIDTH);
+        z[end - begin][v] = here[v];  // of the plane's last row, below which there is nothing
+        store(of, here[v]);
+        store(of + WIDTH, next[v]);
+      }
       at = above + i;
       for (int64_t r = top; r < done_to; r++, at = below(at)) {
-        vec parts[P], x, b;
-        for (int p = 0; p < P; p++) parts[p] = load(at + p * stride);
-        split(parts, x, b);
-        const vec value[] = {blend(x, b, gate_of<T>(z[r + 1 - begin]))};
-        put_result(op, out + r * width + i, value, valid);
+        vec values[V];
+        for (int v = 0; v < V; v++) {
+          vec parts[P], x, b;
+          for (int p = 0; p < P; p++) parts[p] = load(at + p * stride + v * WIDTH);
+          split(parts, x, b);
+          values[v] = blend(x, b, gate_of<T>(z[r + 1 - begin][v]));
+        }
+        put_pixels(op, out + r * width + i, values, valid);
       }
-    });
+    };
+    int64_t i = 0;
+    for (; i + BOTH * WIDTH <= width; i += BOTH * WIDTH) slide.template operator()<BOTH>(i, BOTH * WIDTH);
+    for (; i < width; i += WIDTH) slide.template operator()<1>(i, width - i);
   }
 }
 

@@ -175,6 +175,20 @@ inline __m512i narrow(const vec (&line)[2]) {
   return _mm512_packus_epi32((__m512i)((uvec)first >> 16), (__m512i)((uvec)second >> 16));
 #endif
 }
+inline __m512i narrow_in_order(const vec (&line)[2]) {
+#if defined(__AVX512BF16__)
+  return (__m512i)_mm512_cvtne2ps_pbh((__m512)line[1], (__m512)line[0]);
+#else
+  const __m512i first = _mm512_castsi256_si512((__m256i)narrow(line[0]));
+  return _mm512_maskz_inserti64x4(ALL, first, (__m256i)narrow(line[1]), 1);
+#endif
+}
+inline void store_in_order(bfloat16* p, const vec (&line)[2]) {
+  _mm512_storeu_si512(p, narrow_in_order(line));
+}
+inline void stream_in_order(bfloat16* p, const vec (&line)[2]) {
+  _mm512_stream_si512((__m512i*)p, narrow_in_order(line));
+}
 inline void store_line(bfloat16* p, const vec (&line)[2]) {
   _mm512_storeu_si512(p, narrow(line));
 }
@@ -201,6 +215,14 @@ inline void to_line_order(vec (&)[1]) {}
 template <class T>
 inline void store_line(T* p, const vec (&line)[1]) {
   store(p, line[0]);
+}
+template <class T>
+inline void store_in_order(T* p, const vec (&line)[1]) {
+  store(p, line[0]);
+}
+template <class T>
+inline void stream_in_order(T* p, const vec (&line)[1]) {
+  stream_line(p, line);
 }
 inline void fence() {
 #if defined(__AVX512F__)
