@@ -4,7 +4,7 @@ namespace r2r {
 
 namespace {
 
-constexpr int64_t LARGE = 32 << 20;  // bytes of a result that leaves the caches before anyone reads it
+constexpr int64_t LARGE = 16 << 20;  // bytes of a result that, with x, fills the caches before anyone reads it
 
 // Taps as the kernels want them: [C, 2 K K] for planes, [2 K K, C] for channels_last.
 class Taps {
