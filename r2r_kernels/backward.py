@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r2r_kernels.reference import NAFBlockParams, averaging, window_averaging
+from r2r_kernels.reference import NAFBlockParams, window_averaging
 
 
 def layer_norm_2d(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,10 +65,17 @@ def gated_conv(
     return dx.to(x.dtype), dprior.to(x.dtype), dweight, dbias
 
 
-def area_resize(dy: Tensor, size: Sequence[int]) -> Tensor:
-    """Gradient of the images of `size` that were area-resized to those of dy: the averaging matrices, transposed."""
-    down, across = averaging(size[0], dy.shape[2], dy), averaging(size[1], dy.shape[3], dy)
-    return torch.matmul(down.T, torch.matmul(dy.to(across.dtype), across)).to(dy.dtype)
+def average(x: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """down @ x @ across.T on the planes of x [N, C, H, W], in its layout. With both matrices transposed: its gradient.
+
+    PyTorch's pooling is slow in NCHW, and its products of planes in channels_last: hence one of pixels' rows there.
+    """
+    wide = x.to(down.dtype)
+    if wide.is_contiguous() or not wide.is_contiguous(memory_format=torch.channels_last):
+        return (down @ (wide @ across.T)).to(x.dtype)
+    pixels = wide.permute(0, 2, 3, 1)
+    rows = (down @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+    return (across @ rows).permute(0, 3, 1, 2).to(x.dtype)
 
 
 def upsample_add(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,9 +85,9 @@ def upsample_add(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
 
 def local_mean_2d(dy: Tensor, window: Sequence[int]) -> Tensor:
     """Gradient of x: the averaging matrices, transposed."""
-    wide = dy.to(torch.promote_types(dy.dtype, torch.float32))
-    down, across = (window_averaging(dy.shape[dim], window[dim - 2], dy.device).to(wide.dtype) for dim in (2, 3))
-    return (down.T @ wide @ across).to(dy.dtype)
+    wide = torch.promote_types(dy.dtype, torch.float32)
+    down, across = (window_averaging(dy.shape[dim], window[dim - 2], dy.device).to(wide) for dim in (2, 3))
+    return average(dy, down.T, across.T)
 
 
 def slot_conv(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -418,7 +418,8 @@ def _gated_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     resized = prior
     if prior.shape[2:] != x.shape[2:]:
-        resized = torch.nn.functional.adaptive_avg_pool2d(prior, (x.shape[2], x.shape[3]))
+        down, across = (reference.averaging(prior.shape[dim], x.shape[dim], prior) for dim in (2, 3))
+        resized = backward.average(prior, down, across)
     if _gated_conv_native(x):
         weight, bias = weight.contiguous(), bias.contiguous()
         dx, dprior = _empty(x, x.shape[1]), _empty(x, x.shape[1])
@@ -429,7 +430,7 @@ def _gated_conv_backward(
     else:
         dx, dprior, dweight, dbias = backward.gated_conv(dy, x, resized, weight, bias)
     if resized is not prior:
-        dprior = backward.area_resize(dprior, prior.shape[2:])
+        dprior = backward.average(dprior, down.T, across.T)
     return _dense(dx, x), _dense(dprior, x), dweight.to(weight.dtype).contiguous(), dbias.to(bias.dtype)
 
 
