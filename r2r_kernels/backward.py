@@ -109,6 +109,14 @@ def _normalise(dunit: Tensor, unit: Tensor, x: Tensor) -> Tensor:
     return (dunit - unit * along) / norm.clamp(min=1e-12)
 
 
+def _readings(weights: Tensor) -> list[tuple[Tensor | slice, slice]]:
+    """Which images read which tasks, by their weights [N, T, S]: on a GPU all, as it would have to tell the host."""
+    if weights.device.type != "cpu":
+        return [(slice(None), slice(None))]
+    read = weights.any(2)
+    return [(read[:, t].nonzero().flatten(), slice(t, t + 1)) for t in range(read.shape[1]) if read[:, t].any()]
+
+
 def bank_retrieve(
     dreadout: Tensor,
     dscores: Tensor,
@@ -122,7 +130,7 @@ def bank_retrieve(
     """Gradients of query, keys, values and scale; weights [N, T, S] are the forward's. Matrix products of fixed order:
     what a kernel could save is small beside them."""
     wide = torch.promote_types(query.dtype, torch.float32)
-    number, tasks, slots = weights.shape
+    tasks, slots = weights.shape[1:]
     flat_query, flat_keys = query.to(wide).flatten(1), keys.to(wide).reshape(tasks * slots, -1)
     unit_query, unit_keys = F.normalize(flat_query, dim=1), F.normalize(flat_keys, dim=1)
     cosine = (unit_query @ unit_keys.T).view(weights.shape)
@@ -134,17 +142,20 @@ def bank_retrieve(
     rank = similarity.argsort(dim=2, descending=True, stable=True).argsort(dim=2)
     dsimilarity = torch.where((rank < smallest) & used, dscores[:, :, None] / smallest, 0)
 
-    flat_weights, dflat = weights.view(number, -1), dreadout.to(wide).flatten(1)
-    dweights = dflat @ values.to(wide).reshape(tasks * slots, -1).T
-    through = flat_weights * (dweights - (flat_weights * dweights).sum(1, keepdim=True))
-    dsimilarity = (dsimilarity + through.view(weights.shape)).flatten(1)
+    dflat, dweights, dvalues = dreadout.to(wide).flatten(1), torch.zeros_like(weights), torch.zeros_like(values)
+    for images, part in _readings(weights):
+        rows, drows = (x[part].flatten(0, 1).flatten(1) for x in (values, dvalues))
+        of_rows, of_images = weights[images, part].flatten(1), dflat[images]
+        dweights[images, part] = (of_images @ rows.to(wide).T).unflatten(1, (-1, slots))
+        drows.copy_(of_rows.T @ of_images)
+    through = weights * (dweights - (weights * dweights).sum((1, 2), keepdim=True))
+    dsimilarity = (dsimilarity + through).flatten(1)
 
     dcosine = dsimilarity * scale
     dquery = _normalise(dcosine @ unit_keys, unit_query, flat_query).view(query.shape)
     dkeys = _normalise(dcosine.T @ unit_query, unit_keys, flat_keys).view(keys.shape)
-    dvalues = (flat_weights.T @ dflat).view(values.shape)
     dscale = (dsimilarity * cosine.flatten(1)).sum()
-    return dquery.to(query.dtype), dkeys.to(keys.dtype), dvalues.to(values.dtype), dscale.to(scale.dtype)
+    return dquery.to(query.dtype), dkeys.to(keys.dtype), dvalues, dscale.to(scale.dtype)
 
 
 def _scaled_convolution(
