@@ -19,7 +19,8 @@ from torch import Tensor
 from r2r.data.images import SUFFIXES, image_files, read_photo, write_photo
 from r2r.errors import InputError
 from r2r.files import atomic_path
-from r2r.model import R2R, Task
+from r2r.model import R2R, Features, Task
+from r2r_kernels.library import implementation
 
 REPORT = "report.json"
 
@@ -28,12 +29,14 @@ OVERLAP = 64
 _MARGIN = 16
 _SMALLEST_TILE = 192
 
-# Peak of the eager float32 forward beyond the weights, in floats for each pixel and channel of the first level.
-# Measured as the growth of a process at 512^2 and 1024^2: 21, 20 at width 8; 21, 15 at width 16; 18, 14 at width 32.
+# Peak of the float32 forward beyond the weights, in floats for each pixel and channel of the first level. Measured as
+# the growth of a process at 512^2 and 1024^2, in eager: 21, 20 at width 8; 21, 15 at width 16; 18, 14 at width 32; with
+# the kernels on a CPU: 8.1, 7.8; 9.4, 7.5; 9.2, 9.1.
 _FLOATS_PER_PIXEL = 21
+_FLOATS_PER_PIXEL_NATIVE = 9
 
-# The default budget. Constant, so that a photo gives the same result on most machines, and no larger, as on a CPU the
-# time for a pixel doubles from tiles of 512^2 to 1536^2.
+# The default budget of a tile. Constant, so that a photo gives the same result on most machines, and no larger, as the
+# eager model's time for a pixel doubles on a CPU from tiles of 512^2 to 1536^2.
 _DEFAULT_MEMORY = 2 * 2**30
 
 
@@ -172,10 +175,11 @@ def _restore_file(model: R2R, source: Path, target: Path, task: Task, memory: in
 def restore_photo(model: R2R, pixels: np.ndarray, task: Task = None, memory: int | None = None) -> RestoredPhoto:
     """Restore one photo, float32 [H, W, 3] in [0, 1], H, W >= 1, blind or told the task (see `R2R.restore`).
 
-    memory: bytes that the activations may take; by default 2 GiB, or half of what is free on the model's device where
-    that is less. A photo that needs more is restored in overlapping tiles, blended without seams, after a first pass
-    over them has assembled one query for the whole photo: every tile gets its part of the same readout. What still
-    differs from one piece is the network's channel attention, whose means are taken over a tile.
+    memory: bytes that the activations may take; by default half of what is free on the model's device, of which those
+    of one tile take at most 2 GiB. A photo that needs more is restored in overlapping tiles, blended without seams,
+    after a first pass over them has assembled one query for the whole photo: every tile gets its part of the same
+    readout. Features of that pass are kept as far as the memory reaches; those of other tiles are made again. What
+    still differs from one piece is the network's channel attention, whose means are taken over a tile.
     Raises InputError for other arrays, NaN, values outside [0, 1], and a budget too small for the smallest tile.
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
@@ -191,7 +195,8 @@ def restore_photo(model: R2R, pixels: np.ndarray, task: Task = None, memory: int
         image, chosen, scores = model.restore(lq.contiguous().to(device), task)
         tiles = 1
     else:
-        image, chosen, scores, tiles = _restore_tiled(model, lq, side, task)
+        budget = _free_memory(device) // 2 if memory is None else memory
+        image, chosen, scores, tiles = _restore_tiled(model, lq, side, task, budget)
     taking_part = chosen[0] if chosen.dtype == torch.bool else torch.arange(len(model.tasks), device=device) == chosen
     return RestoredPhoto(
         image[0].clamp_(0, 1).permute(1, 2, 0).contiguous().cpu().numpy(),
@@ -203,7 +208,7 @@ def restore_photo(model: R2R, pixels: np.ndarray, task: Task = None, memory: int
 
 def tile_side(model: R2R, memory: int | None = None) -> int:
     """Side in pixels of the largest square that `memory` bytes restore at once. Raises InputError for too few."""
-    bytes_per_pixel = 4 * _FLOATS_PER_PIXEL * model.intro.out_channels
+    bytes_per_pixel = _bytes_per_pixel(model)
     least = _SMALLEST_TILE**2 * bytes_per_pixel
     if memory is None:
         memory = max(least, min(_DEFAULT_MEMORY, _free_memory(model.bank.keys.device) // 2))
@@ -212,18 +217,24 @@ def tile_side(model: R2R, memory: int | None = None) -> int:
     return math.isqrt(memory // bytes_per_pixel) // model.stride * model.stride
 
 
+def _bytes_per_pixel(model: R2R) -> int:
+    """The same in all dtypes, so that tiles are."""
+    native = not model.eager and implementation(model.intro.weight) == "native"
+    return 4 * (_FLOATS_PER_PIXEL_NATIVE if native else _FLOATS_PER_PIXEL) * model.intro.out_channels
+
+
 def _free_memory(device: torch.device) -> int:
     """Bytes free on a GPU, or to this process on a CPU; where nothing tells, enough for the default budget."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = 2 * _DEFAULT_MEMORY
+    free = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free = min(free, 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+        free.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
     with suppress(OSError, ValueError):  # a container's limit
         limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
-    return free
+        free.append(limit - used)
+    return min(free, default=2 * _DEFAULT_MEMORY)
 
 
 class _Window(NamedTuple):
@@ -252,8 +263,9 @@ def _windows(length: int, side: int, stride: int) -> list[_Window]:
     return [_Window(start, start + side, w[start : start + side]) for start, w in zip(starts, weights, strict=True)]
 
 
-def _restore_tiled(model: R2R, lq: Tensor, side: int, task: Task) -> tuple[Tensor, Tensor, Tensor, int]:
-    """image [1, 3, H, W] on the CPU, chosen task, scores, and the number of tiles."""
+def _restore_tiled(model: R2R, lq: Tensor, side: int, task: Task, budget: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """image [1, 3, H, W] on the CPU, chosen task, scores, and the number of tiles. Of the budget in bytes, what a tile
+    leaves is for features of the first pass."""
     device, stride = model.bank.keys.device, model.stride
     height, width = (size + -size % stride for size in lq.shape[2:])
     tiles = [(y, x) for y in _windows(height, side, stride) for x in _windows(width, side, stride)]
@@ -267,17 +279,24 @@ def _restore_tiled(model: R2R, lq: Tensor, side: int, task: Task) -> tuple[Tenso
         return slice(window.start // stride, window.stop // stride), weight.to(device)
 
     query = torch.zeros(1, model.bank.keys.shape[2], height // stride, width // stride, device=device)
-    for y, x in tiles:
+    kept: dict[int, Features] = {}
+    room = budget - _bytes_per_pixel(model) * max((y.stop - y.start) * (x.stop - x.start) for y, x in tiles)
+    for number, (y, x) in enumerate(tiles):
         (rows, row_weight), (columns, column_weight) = cells(y), cells(x)
-        key, _ = model.query(model.encode(cut(y, x)).deep)
+        features = model.encode(cut(y, x))
+        key, _ = model.query(features.deep)
         query[:, :, rows, columns] += key * row_weight[:, None] * column_weight
+        size = sum(part.nbytes for part in (features.deep, *features.skips))
+        if size <= room:
+            kept[number] = features
+            room -= size
     match = model.match(query, task)
     readout = F.adaptive_avg_pool2d(match.readout, (height // stride, width // stride))
 
     image = torch.zeros_like(lq)
-    for y, x in tiles:
+    for number, (y, x) in enumerate(tiles):
         tile = cut(y, x)
-        features = model.encode(tile)
+        features = kept.pop(number) if number in kept else model.encode(tile)
         _, value = model.query(features.deep)
         restored = model.decode(tile, features, value, readout[:, :, cells(y)[0], cells(x)[0]]).cpu()
         y_size, x_size = restored.shape[2:]

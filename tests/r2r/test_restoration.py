@@ -109,6 +109,23 @@ def test_a_strip_needs_no_tiles_and_a_long_one_is_cut_along_one_side(tiny_model:
     assert np.abs(tiled.pixels - restore_photo(tiny_model, strip).pixels).mean() < 2e-3
 
 
+def test_what_the_first_pass_made_is_kept_as_far_as_the_memory_reaches(
+    tiny_model: R2R, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile = memory_for(192)
+    wanted = restore_photo(tiny_model, PHOTO, memory=tile)
+    encoded: list[torch.Size] = []
+    tiny_model.encoder.register_forward_hook(lambda module, given, made: encoded.append(given[0].shape))
+    monkeypatch.setattr(restoration, "_DEFAULT_MEMORY", tile)
+    # From 4 channels, doubled on each of five levels, a tile's features are 7.75 floats a pixel: four times that.
+    for kept, number in ((0, 18), (4 * 31 * 192**2, 14), (2**32, 9)):
+        encoded.clear()
+        monkeypatch.setattr(restoration, "_free_memory", lambda device, kept=kept: 2 * (tile + kept))
+        restored = restore_photo(tiny_model, PHOTO)
+        assert len(encoded) == number
+        assert (restored.tiles, restored.pixels.tobytes()) == (9, wanted.pixels.tobytes())
+
+
 def test_mixtures_name_every_task_that_took_part(tiny_model: R2R) -> None:
     model = R2R(**{**tiny_model.config, "mixtures": True})
     model.load_state_dict(tiny_model.state_dict())
