@@ -39,7 +39,8 @@ class FrozenR2R(R2R):
         model._check_bank()
         with torch.device("meta"):
             super().__init__(**{**model.config, "amalgamator": False})
-        kept = {name: x.detach().clone() for name, x in model.state_dict().items() if name in self.state_dict()}
+        own = self.state_dict()
+        kept = {name: x.detach().clone() for name, x in model.state_dict().items() if name in own}
         self.load_state_dict(kept, assign=True)
         blocks = {name: block.fold(dtype) for name, block in self.named_modules() if isinstance(block, NAFBlock)}
         for name, part in self.named_children():
