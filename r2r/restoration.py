@@ -20,7 +20,6 @@ from r2r.data.images import SUFFIXES, image_files, read_photo, write_photo
 from r2r.errors import InputError
 from r2r.files import atomic_path
 from r2r.model import R2R, Features, Task
-from r2r_kernels.library import implementation
 
 REPORT = "report.json"
 
@@ -29,11 +28,10 @@ OVERLAP = 64
 _MARGIN = 16
 _SMALLEST_TILE = 192
 
-# Peak of the float32 forward beyond the weights, in floats for each pixel and channel of the first level. Measured as
-# the growth of a process at 512^2 and 1024^2, in eager: 21, 20 at width 8; 21, 15 at width 16; 18, 14 at width 32; with
-# the kernels on a CPU: 8.1, 7.8; 9.4, 7.5; 9.2, 9.1.
+# Peak of the eager float32 forward beyond the weights, in floats for each pixel and channel of the first level.
+# Measured as the growth of a process at 512^2 and 1024^2: 21, 20 at width 8; 21, 15 at width 16; 18, 14 at width 32.
+# The kernels take less (9 on a CPU), but the fast model is to cut the same tiles, so that its answers are the same.
 _FLOATS_PER_PIXEL = 21
-_FLOATS_PER_PIXEL_NATIVE = 9
 
 # The default budget of a tile. Constant, so that a photo gives the same result on most machines, and no larger, as the
 # eager model's time for a pixel doubles on a CPU from tiles of 512^2 to 1536^2.
@@ -218,9 +216,7 @@ def tile_side(model: R2R, memory: int | None = None) -> int:
 
 
 def _bytes_per_pixel(model: R2R) -> int:
-    """The same in all dtypes, so that tiles are."""
-    native = not model.eager and implementation(model.intro.weight) == "native"
-    return 4 * (_FLOATS_PER_PIXEL_NATIVE if native else _FLOATS_PER_PIXEL) * model.intro.out_channels
+    return 4 * _FLOATS_PER_PIXEL * model.intro.out_channels
 
 
 def _free_memory(device: torch.device) -> int:
