@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 ModelOption = Annotated[Path, typer.Option("--model", "-m", help="Folder of a model, or its name on the Hub.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
 EagerOption = Annotated[bool, typer.Option("--eager", help="Use the plain PyTorch reference instead of the kernels.")]
@@ -38,7 +36,6 @@ EagerOption = Annotated[bool, typer.Option("--eager", help="Use the plain PyTorc
 def main() -> None:
     """Entry point: bad input becomes one line and exit code 2, an interruption exit code 130."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    _keep_freed_memory()
     try:
         app()
     except InputError as error:
@@ -47,15 +44,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; what was done so far is kept", file=sys.stderr)
         sys.exit(130)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed: large tensors are else given back at once, and fetched anew page by page."""
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(_M_MMAP_MAX, 0)
-            mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _load(model: Path, device: str, eager: bool) -> R2R:

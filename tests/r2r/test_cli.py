@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
 import resource
 import signal
@@ -37,21 +36,6 @@ def r2r(*arguments: object, largest_file: int | None = None) -> subprocess.Compl
     environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     command = [str(ENTRY), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, preexec_fn=limit)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory of other C libraries is left alone")
-def test_memory_is_not_fetched_anew_for_each_large_tensor() -> None:
-    code = """
-import resource, sys, torch
-from r2r import cli
-cli.app = lambda: [torch.ones(2**24) for _ in range(2)] and None
-cli.main()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(2**24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    assert int(done.stdout) < 100  # of the 16384 pages that it takes
 
 
 def refused(result: subprocess.CompletedProcess[str], message: str) -> None:
