@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from r2r.errors import InputError
+from r2r.terminal import TrainingDisplay, console, progress_bar
 
 if TYPE_CHECKING:
     from r2r.model import R2R
@@ -27,7 +26,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-console = Console()
 ModelOption = Annotated[Path, typer.Option("--model", "-m", help="Folder of a model, or its name on the Hub.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
 EagerOption = Annotated[bool, typer.Option("--eager", help="Use the plain PyTorch reference instead of the kernels.")]
@@ -48,16 +46,9 @@ def main() -> None:
 
 def _load(model: Path, device: str, eager: bool) -> R2R:
     from r2r import R2R, fast
-    from r2r.training import pick_device
+    from r2r.device import pick_device
 
     return (R2R if eager else fast.R2R).from_pretrained(model, map_location=str(pick_device(device)))
-
-
-def _bar(*columns: Any) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *columns,
-        console=console,
-    )  # fmt: skip
 
 
 @app.command()
@@ -71,7 +62,7 @@ def demo(
 
     Example: `r2r demo`, then open `demo/index.html`.
     """
-    from r2r.demo import run_demo
+    from r2r.demo.run import run_demo
 
     run_demo(out, seed, minutes, console, eager)
 
@@ -108,27 +99,6 @@ def train(
             console.print(f"done: {settings.out}/last ({', '.join(model.tasks)}), log in {settings.out}/log.csv")
 
 
-class TrainingDisplay:
-    """A bar for the phase and the newest figures behind it."""
-
-    def __init__(self) -> None:
-        self.progress = _bar(TextColumn("{task.fields[figures]}"))
-        self.bar = self.progress.add_task("starting", total=None, figures="")
-
-    def start(self, phase: str, done: int, total: int) -> None:
-        self.progress.reset(self.bar, description=phase, total=total, completed=done, figures="")
-
-    def update(self, done: int, row: dict[str, float]) -> None:
-        figures = (
-            f"loss {row['total']:.3f}  {row['psnr']:.2f} dB  {row['accuracy']:4.0%} matched  "
-            f"{row['images_per_second']:.1f} images/s"
-        )
-        self.progress.update(self.bar, completed=done, figures=figures)
-
-    def say(self, line: str) -> None:
-        self.progress.console.print(escape(line))
-
-
 @app.command()
 def restore(
     inputs: Annotated[list[Path], typer.Argument(help="Photos, and folders of them.")],
@@ -147,13 +117,14 @@ def restore(
     """
     import torch
 
+    from r2r.device import device_of
     from r2r.fast import R2R as FastR2R
     from r2r.restoration import restore_files
 
     loaded = _load(model, device, eager)
     if isinstance(loaded, FastR2R):
-        loaded = loaded.freeze(torch.bfloat16 if loaded.bank.keys.is_cuda else torch.float32)
-    with _bar() as progress:
+        loaded = loaded.freeze(torch.bfloat16 if device_of(loaded).type == "cuda" else torch.float32)
+    with progress_bar() as progress:
         bar = progress.add_task("restoring", total=None)
 
         def show(result: Any, total: int) -> None:
@@ -195,9 +166,9 @@ def evaluate(
     Example: `r2r evaluate --model demo/model --task denoise --clean photos --sigma 25 --json result.json`
     """
     from r2r.data.sources import build_source
+    from r2r.device import pick_device
     from r2r.evaluation import evaluate, evaluation_set, load_sets
     from r2r.files import atomic_path
-    from r2r.training import pick_device
 
     loaded = _load(model, device, eager)
     if (sets is None) == (task is None):
@@ -208,7 +179,7 @@ def evaluate(
         entry = {"task": task, "pairs": pairs, "clean": clean, "sigma": sigma, "degradation": degradation}
         source = build_source({key: str(v) for key, v in entry.items() if v is not None}, loaded.tasks)
         chosen = [evaluation_set(source, len(loaded.tasks), loaded.mixtures)]
-    with _bar() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("evaluating", total=sum(len(one.pairs) for one in chosen))
         result = evaluate(loaded, chosen, pick_device(device), progress=lambda *_: progress.advance(bar))
     result.render(console)
@@ -236,7 +207,7 @@ def degrade(
 
     degradation = parse_degradation(kind)
     photos = clean_folder(clean, depth)
-    with _bar() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("degrading", total=len(photos))
         made = degrade_folder(photos, out, degradation, seed, depth_encoding, progress=lambda _: progress.advance(bar))
     console.print(f"{made} pairs made, {len(photos) - made} were there; {out}")

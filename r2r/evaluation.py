@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from r2r.data.dataset import EvaluationPair, EvaluationPairs, Source
 from r2r.data.sources import build_source
+from r2r.device import device_of
 from r2r.errors import InputError
 from r2r.metrics import MAX_PSNR, SSIM_WINDOW, centre_crop, expected_calibration_error, psnr, ssim
 from r2r.model import R2R
@@ -239,7 +240,7 @@ def evaluate(
     model.eval()
     if device is not None:
         model.to(device)
-    where = model.bank.keys.device
+    where = device_of(model)
     _check(model, sets, told)
     parameters, gmacs = _size(model)
     if where.type == "cuda":
@@ -365,7 +366,7 @@ def _size(model: R2R) -> tuple[int, float]:
     """Parameters at inference, and GMACs of one forward at 224 x 224."""
     training_only = 0 if model.amalgamator is None else sum(p.numel() for p in model.amalgamator.parameters())
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 224, 224, device=model.bank.keys.device))
+        model(torch.zeros(1, 3, 224, 224, device=device_of(model)))
     return sum(p.numel() for p in model.parameters()) - training_only, counter.get_total_flops() / 2e9
 
 

@@ -30,6 +30,7 @@ from r2r.config import FREE, PhaseConfig, TrainConfig
 from r2r.data.dataset import TrainingPairs, worker_init
 from r2r.data.sampler import EpochSampler
 from r2r.data.sources import build_source
+from r2r.device import pick_device
 from r2r.errors import InputError
 from r2r.evaluation import evaluate, evaluation_set
 from r2r.files import atomic_path
@@ -44,7 +45,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Display(Protocol):
-    """Where progress is shown; `r2r.cli` has one for the terminal."""
+    """Where progress is shown; `r2r.terminal` has one for the terminal."""
 
     def start(self, phase: str, done: int, total: int) -> None: ...
     def update(self, done: int, row: dict[str, float]) -> None: ...
@@ -433,18 +434,6 @@ class Tally:
         means = {key: float(ranks.mean(value)) / self.number for key, value in self.sums.items()}
         self.sums, self.number = {}, 0
         return means
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto": a GPU where there is one. Raises InputError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
