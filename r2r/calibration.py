@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from r2r.device import device_of
@@ -52,30 +53,37 @@ def fit(seen: Observations) -> tuple[Tensor, Tensor]:
 
     Raises InputError where a task has no image, or all of them.
     """
-    gains, offsets = [], []
-    for task in range(seen.scores.shape[1]):
-        known = (seen.labels[:, task] != 0.5) & seen.scores[:, task].isfinite()
-        score, label, weight = (x[known].double() for x in (seen.scores[:, task], seen.labels[:, task], seen.weights))
-        positive, negative = int(label.sum()), int((1 - label).sum())
-        if not positive or not negative:
-            raise InputError(f"task {task}: {positive} images with it and {negative} without; accepted: some of each")
-        target = torch.where(label == 1, (positive + 1) / (positive + 2), 1 / (negative + 2)).double()
-        spread, middle = score.std().clamp(min=1e-6), score.mean()
-        slope = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-        optimiser = torch.optim.LBFGS([slope], max_iter=200, line_search_fn="strong_wolfe")
+    known = (seen.labels != 0.5) & seen.scores.isfinite()
+    lines = [
+        _logistic(
+            *(x[known[:, task]] for x in (seen.scores[:, task], seen.labels[:, task], seen.weights)), f"task {task}"
+        )
+        for task in range(seen.scores.shape[1])
+    ]
+    gain, offset = zip(*lines, strict=True)
+    return torch.tensor(gain), torch.tensor(offset)
 
-        def loss() -> Tensor:
-            optimiser.zero_grad()
-            logit = slope[0] * (score - middle) / spread + slope[1]
-            value = torch.nn.functional.binary_cross_entropy_with_logits(logit, target, weight)
-            value.backward()
-            return value
 
-        optimiser.step(loss)
-        gain = slope[0].detach() / spread
-        gains.append(gain)
-        offsets.append(slope[1].detach() - gain * middle)
-    return torch.stack(gains).float(), torch.stack(offsets).float()
+def _logistic(score: Tensor, label: Tensor, weight: Tensor, name: str) -> tuple[float, float]:
+    score, label, weight = score.double(), label.double(), weight.double()
+    positive, negative = int(label.sum()), int((1 - label).sum())
+    if not positive or not negative:
+        raise InputError(f"{name}: {positive} images with it and {negative} without; accepted: some of each")
+    target = torch.where(label == 1, (positive + 1) / (positive + 2), 1 / (negative + 2)).double()
+    spread, middle = float(score.std().clamp(min=1e-6)), float(score.mean())
+    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([line], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        odds = line[0] * (score - middle) / spread + line[1]
+        value = F.binary_cross_entropy_with_logits(odds, target, weight)
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    gain = float(line[0]) / spread
+    return gain, float(line[1]) - gain * middle
 
 
 def calibrate(

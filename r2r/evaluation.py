@@ -39,8 +39,8 @@ class Pairs(Protocol):
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Pairs that share their tasks: `labels`, indices of the model's tasks, one but for mixtures, none where nothing is
-    wrong; `optional` ones may be found as well."""
+    """Pairs that share their tasks: `labels`, indices of the model's tasks, one but for mixtures, none where nothing
+    is wrong; `optional` ones may be found as well."""
 
     name: str
     labels: tuple[int, ...]
@@ -58,8 +58,8 @@ class Quality:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: the tasks chosen blind and how likely each task is, the quality of the degraded image and of the restored
-    ones; misled: told one task that it does not have. untouched: it came out as it went in, bit for bit."""
+    """One image: the tasks chosen blind and how likely each task is, the quality of the degraded image and of the
+    restored ones; misled: told one task that it does not have. untouched: it came out as it went in, bit for bit."""
 
     name: str
     chosen: tuple[str, ...]
@@ -229,8 +229,8 @@ def evaluate(
     told: bool = True,
     progress: Callable[[EvaluationSet, ImageResult], object] | None = None,
 ) -> Evaluation:
-    """Restore every image of every set blind, one at a time and never tiled; with `told` also told its tasks, and misled:
-    told one that it does not have, another for each image.
+    """Restore every image of every set blind, one at a time and never tiled; with `told` also told its tasks, and
+    misled: told one that it does not have, another for each image.
 
     Images are cropped to multiples of 16 before they are restored, as the published protocol does (`r2r.metrics`). The
     model is put in eval mode and moved to `device`, if one is given. progress: called after each image.

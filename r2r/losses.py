@@ -50,8 +50,8 @@ def log_error(restored: Tensor, clean: Tensor) -> Tensor:
 
 
 def classification(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Cross entropy of [N, T] with label smoothing; binary cross entropy where labels are float [N, T]: 1 and 0, and 0.5
-    where nobody is sure, which does not count.
+    """Cross entropy of [N, T] with label smoothing; binary cross entropy where labels are float [N, T]: 1 and 0, and
+    0.5 where nobody is sure, which does not count.
 
     Tasks the bank holds nothing for (score -inf) take no part.
     """

@@ -254,8 +254,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         """Without labels: restore lq [N, 3, H, W] blind -> [N, 3, H, W].
 
         With labels (indices int64 [N]; for mixtures a mask [N, T], in which an image without any task gets what the
-        model finds by itself): one training pass -> TrainingOutput. The bank is then built from `reference` = (LQ, HQ, labels), pairs of their own; stage 0 builds it anew, stage 1 goes on
-        from the one it holds (R2R, section 3.5). Without a reference the bank is used as it is (finetuning).
+        model finds by itself): one training pass -> TrainingOutput. The bank is then built from `reference` = (LQ, HQ,
+        labels), pairs of their own; stage 0 builds it anew, stage 1 goes on from the one it holds (R2R, section 3.5).
+        Without a reference the bank is used as it is (finetuning).
         """
         self._check_images(lq, "lq")
         if labels is None:
@@ -435,7 +436,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
 
 
 def _mirrored(x: Tensor, down: int, across: int) -> Tensor:
-    """x [N, C, H, W] with that many more rows and columns below and right, mirrored at the border, however small it is."""
+    """x [N, C, H, W] with that many more rows below and columns to the right, mirrored at the border, however small."""
     for dim, more in ((2, down), (3, across)):
         length = x.shape[dim]
         if more:

@@ -38,8 +38,8 @@ from r2r.losses import LossWeights, restoration_loss
 from r2r.model import R2R
 from r2r.presets import PRESETS
 
-FIELDS = ("phase", "epoch", "step", "lr", "total", "pixel", "fft", "log_error", "degradation", "match", "psnr", "accuracy",
-          "images_per_second", "valid_psnr", "valid_accuracy")  # fmt: skip
+FIELDS = ("phase", "epoch", "step", "lr", "total", "pixel", "fft", "log_error", "degradation", "match", "psnr",
+          "accuracy", "images_per_second", "valid_psnr", "valid_accuracy")  # fmt: skip
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -234,8 +234,8 @@ class Trainer:
         return labels == 1 if self.mixtures else labels
 
     def _misled(self, labels: Tensor) -> Tensor:
-        """`labels` in which a share of the images is told a task drawn at random, or none, which leaves it to the model;
-        an image with nothing wrong always is."""
+        """`labels` in which a share of the images is told a task drawn at random, or none, which leaves it to the
+        model; an image with nothing wrong always is."""
         if not self.mixtures or not self.config.mislead:
             return labels
         number, tasks = labels.shape

@@ -38,7 +38,8 @@ class Source:
     to come out as they went in, compressed or not. optional: tasks that may be found as well; nobody is sure about
     them. degradation: how degraded photos are made where the pairs have none. repeat: how often an epoch shows each
     pair. share: how often training draws from this source, relative to the others (`EpochSampler`). reduce: photos are
-    reduced to a size between these factors before anything else is done with them. depth_encoding: see `r2r.data.depth`.
+    reduced to a size between these factors before anything else is done with them. depth_encoding: see
+    `r2r.data.depth`.
     Raises InputError for no photo, a repeat below 1, a share or a factor outside its range, labels that are optional
     too, or degraded photos and a degradation at once.
     """

@@ -2,8 +2,8 @@
 
 Each is a frozen dataclass of ranges. Called with a photo and a random generator it draws its parameters and gives the
 degraded photo: the same photo and generator state give the same bits. Lengths are in pixels, whatever the size of the
-photo. A spec names one in text: `noise:sigma=25`, `haze:beta=0.6..1.8`, `lowlight+rain+haze`. docs/degradations.md shows
-each of them.
+photo. A spec names one in text: `noise:sigma=25`, `haze:beta=0.6..1.8`, `lowlight+rain+haze`. docs/degradations.md
+shows each of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Span(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What a field accepts: a range within [least, most]; with `choices` also a list of values, one of which is drawn."""
+    """What a field accepts: a range within [least, most]; with `choices` also a list, a value of which is drawn."""
 
     least: float
     most: float
@@ -404,7 +404,7 @@ CDD11: dict[str, Degradation] = _cdd11()
 def parse_degradation(spec: str) -> Degradation:
     """The degradation that a text names: `NAME[:FIELD=VALUE,...]`, several joined by `+` in order, or `cdd11:CLASS`.
 
-    VALUE is a number, a range `low..high`, or for the noise's sigma also several numbers `a/b/c`, one of which is drawn.
+    VALUE is a number, a range `low..high`, or for the noise's sigma also numbers `a/b/c`, one of which is drawn.
     Raises InputError for unknown names and values that do not fit.
     """
     parts = tuple(_parse_part(part.strip()) for part in spec.split("+"))

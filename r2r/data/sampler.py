@@ -100,8 +100,8 @@ class EpochSampler(Sampler[list[Key]]):
         return np.random.default_rng([self.seed, epoch]).permutation(np.stack([source, pair], axis=1))
 
     def _balanced_chances(self) -> np.ndarray:
-        """The chance of each source: by their shares, or such that each set of labels is equally likely; then sources of
-        one set share by samples."""
+        """The chance of each source: by their shares, or such that each set of labels is equally likely; sources of one
+        set then share by samples."""
         if any(source.share is not None for source in self.sources):
             shares = np.array([1.0 if source.share is None else source.share for source in self.sources])
             return shares / shares.sum()
