@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r2r.data.images import from_float, to_float
 from r2r.device import device_of, free_memory
 from r2r.errors import InputError
 from r2r.model import R2R, Features, Task
@@ -32,7 +34,7 @@ DEFAULT_MEMORY = 2 * 2**30
 
 @dataclass(frozen=True, eq=False)
 class RestoredPhoto:
-    """`pixels` float32 [H, W, 3] in [0, 1]; `tasks` that took part; `scores` of all tasks; number of `tiles`."""
+    """`pixels` of the shape and dtype given; `tasks` that took part; `scores` of all tasks; number of `tiles`."""
 
     pixels: np.ndarray
     tasks: tuple[str, ...]
@@ -41,9 +43,13 @@ class RestoredPhoto:
 
 
 @torch.inference_mode()
-def restore_photo(model: R2R, pixels: np.ndarray, task: Task = None, memory: int | None = None) -> RestoredPhoto:
-    """Restore one photo, float32 [H, W, 3] in [0, 1], H, W >= 1, blind or told the task (see `R2R.restore`).
+def restore_photo(
+    model: R2R, pixels: np.ndarray, task: Task = None, memory: int | None = None, out: np.ndarray | None = None
+) -> RestoredPhoto:
+    """Restore one photo, [H, W, 3] or grey [H, W, 1] with H, W >= 1, blind or told the task (see `R2R.restore`).
 
+    pixels: uint8, uint16, or float32 in [0, 1], of any strides. out: where the result goes, of their shape and dtype;
+    it may be `pixels`.
     memory: bytes that the activations may take; by default half of what is free on the model's device, of which those
     of one tile take at most 2 GiB. A photo that needs more is restored in overlapping tiles, blended without seams,
     after a first pass over them has assembled one query for the whole photo: every tile gets its part of the same
@@ -51,28 +57,46 @@ def restore_photo(model: R2R, pixels: np.ndarray, task: Task = None, memory: int
     still differs from one piece is the network's channel attention, whose means are taken over a tile.
     Raises InputError for other arrays, NaN, values outside [0, 1], and a budget too small for the smallest tile.
     """
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise InputError(f"a photo must be [H, W, 3] with H, W >= 1, got {list(pixels.shape)}")
-    if not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise InputError("a photo must hold values in [0, 1], got others or NaN")
-    # Views of [H, W, 3] here and below: a large photo is held twice, before and after, and no more.
-    lq = torch.from_numpy(np.require(pixels, np.float32, ["C", "W"])).permute(2, 0, 1)[None]
+    _check_pixels(pixels)
+    out = np.empty_like(pixels) if out is None else out
     device = device_of(model)
     side = tile_side(model, memory)
-    height, width = (size + -size % model.stride for size in lq.shape[2:])
+    height, width = (size + -size % model.stride for size in pixels.shape[:2])
     if height * width <= side * side:
-        image, chosen, scores = model.restore(lq.contiguous().to(device), task)
+        image, chosen, scores = model.restore(_as_tensor(pixels).to(device), task)
+        _store(image, out)
         tiles = 1
     else:
         budget = free_memory(device) // 2 if memory is None else memory
-        image, chosen, scores, tiles = _restore_tiled(model, lq, side, task, budget)
+        chosen, scores, tiles = _restore_tiled(model, pixels, out, side, task, budget)
     taking_part = chosen[0] if chosen.dtype == torch.bool else torch.arange(len(model.tasks), device=device) == chosen
     return RestoredPhoto(
-        image[0].clamp_(0, 1).permute(1, 2, 0).contiguous().cpu().numpy(),
+        out,
         tuple(name for name, taken in zip(model.tasks, taking_part.tolist(), strict=True) if taken),
         dict(zip(model.tasks, scores[0].tolist(), strict=True)),
         tiles,
     )
+
+
+def _check_pixels(pixels: np.ndarray) -> None:
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+        raise InputError(f"a photo must be [H, W, 3] or [H, W, 1] with H, W >= 1, got {list(pixels.shape)}")
+    if pixels.dtype not in (np.uint8, np.uint16, np.float32):
+        raise InputError(f"a photo must be of uint8, uint16 or float32, got {pixels.dtype}")
+    if pixels.dtype == np.float32 and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise InputError("a photo must hold values in [0, 1], got others or NaN")
+
+
+def _as_tensor(pixels: np.ndarray) -> Tensor:
+    """[H, W, C] samples -> float32 [1, 3, H, W] in [0, 1]."""
+    values = torch.from_numpy(np.ascontiguousarray(to_float(pixels))).permute(2, 0, 1)[None]
+    return values.expand(-1, 3, -1, -1).contiguous()
+
+
+def _store(image: Tensor, out: np.ndarray) -> None:
+    """float [1, 3, H, W] -> the samples `out` [H, W, C], clipped and rounded; grey is the mean of the colours."""
+    values = image[0].float().mean(0, keepdim=True) if out.shape[2] == 1 else image[0].float()
+    out[...] = from_float(values.permute(1, 2, 0).cpu().numpy(), out.dtype)
 
 
 def tile_side(model: R2R, memory: int | None = None) -> int:
@@ -97,6 +121,10 @@ class _Window(NamedTuple):
     stop: int
     weight: Tensor
 
+    def cells(self, stride: int) -> slice:
+        """The window on the grid of the deepest features."""
+        return slice(self.start // stride, self.stop // stride)
+
 
 def _windows(length: int, side: int, stride: int) -> list[_Window]:
     """Evenly spread windows over `length`: as few of `side` pixels as cover it, then no larger than it takes; multiples
@@ -116,43 +144,75 @@ def _windows(length: int, side: int, stride: int) -> list[_Window]:
     return [_Window(start, start + side, w[start : start + side]) for start, w in zip(starts, weights, strict=True)]
 
 
-def _restore_tiled(model: R2R, lq: Tensor, side: int, task: Task, budget: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """image [1, 3, H, W] on the CPU, chosen task, scores, and the number of tiles. Of the budget in bytes, what a tile
-    leaves is for features of the first pass."""
+def _restore_tiled(
+    model: R2R, pixels: np.ndarray, out: np.ndarray, side: int, task: Task, budget: int
+) -> tuple[Tensor, Tensor, int]:
+    """Fill `out`; give the chosen task, the scores, and the number of tiles. Of the budget in bytes, what a tile leaves
+    is for features of the first pass."""
     device, stride = device_of(model), model.stride
-    height, width = (size + -size % stride for size in lq.shape[2:])
-    tiles = [(y, x) for y in _windows(height, side, stride) for x in _windows(width, side, stride)]
+    padded = [size + -size % stride for size in pixels.shape[:2]]
+    rows, columns = (_windows(length, side, stride) for length in padded)
 
     def cut(y: _Window, x: _Window) -> Tensor:  # short at the photo's right and lower border, where it is padded
-        return lq[:, :, y.start : y.stop, x.start : x.stop].contiguous().to(device)
+        return _as_tensor(pixels[y.start : y.stop, x.start : x.stop]).to(device)
 
-    def cells(window: _Window) -> tuple[slice, Tensor]:
-        """The window on the grid of the deepest features."""
-        weight = F.avg_pool1d(window.weight[None], stride)[0]
-        return slice(window.start // stride, window.stop // stride), weight.to(device)
-
-    query = torch.zeros(1, model.bank.keys.shape[2], height // stride, width // stride, device=device)
-    kept: dict[int, Features] = {}
-    room = budget - _bytes_per_pixel(model) * max((y.stop - y.start) * (x.stop - x.start) for y, x in tiles)
-    for number, (y, x) in enumerate(tiles):
-        (rows, row_weight), (columns, column_weight) = cells(y), cells(x)
-        features = model.encode(cut(y, x))
-        key, _ = model.query(features.deep)
-        query[:, :, rows, columns] += key * row_weight[:, None] * column_weight
-        size = sum(part.nbytes for part in (features.deep, *features.skips))
-        if size <= room:
-            kept[number] = features
-            room -= size
+    query, kept = _assemble_query(model, cut, rows, columns, padded, budget)
     match = model.match(query, task)
-    readout = F.adaptive_avg_pool2d(match.readout, (height // stride, width // stride))
+    spread = [_spreading(match.readout.shape[2], length // stride, match.readout) for length in padded]
 
-    image = torch.zeros_like(lq)
-    for number, (y, x) in enumerate(tiles):
+    def restored(y: _Window, x: _Window) -> Tensor:
         tile = cut(y, x)
-        features = kept.pop(number) if number in kept else model.encode(tile)
+        features = kept.pop((y.start, x.start), None) or model.encode(tile)
         _, value = model.query(features.deep)
-        restored = model.decode(tile, features, value, readout[:, :, cells(y)[0], cells(x)[0]]).cpu()
-        y_size, x_size = restored.shape[2:]
-        weight = y.weight[:y_size, None] * x.weight[:x_size]
-        image[:, :, y.start : y.start + y_size, x.start : x.start + x_size] += restored * weight
-    return image, match.task, match.scores, len(tiles)
+        (y_cells, x_cells) = (window.cells(stride) for window in (y, x))
+        readout = spread[0][y_cells] @ match.readout @ spread[1][x_cells].T
+        return model.decode(tile, features, value, readout).cpu().float()
+
+    # Rows of `out` that no later tile reads or adds to are stored at once: `out` may be `pixels`.
+    carried = torch.zeros(1, 3, 0, pixels.shape[1])
+    for y, following in zip(rows, [*rows[1:], None], strict=True):
+        stop = min(y.stop, pixels.shape[0])
+        band = F.pad(carried, (0, 0, 0, stop - y.start - carried.shape[2]))
+        for x in columns:
+            image = restored(y, x)
+            height, width = image.shape[2:]
+            weight = y.weight[:height, None] * x.weight[:width]
+            band[:, :, :, x.start : x.start + width] += image * weight
+        done = (following.start if following else stop) - y.start
+        _store(band[:, :, :done], out[y.start : y.start + done])
+        carried = band[:, :, done:].clone()
+    return match.task, match.scores, len(rows) * len(columns)
+
+
+def _assemble_query(
+    model: R2R,
+    cut: Callable[[_Window, _Window], Tensor],
+    rows: Sequence[_Window],
+    columns: Sequence[_Window],
+    padded: Sequence[int],
+    budget: int,
+) -> tuple[Tensor, dict[tuple[int, int], Features]]:
+    """One query [1, Ck, H / stride, W / stride] of all tiles, and the features that the budget has room for."""
+    device, stride = device_of(model), model.stride
+    query = torch.zeros(1, model.bank.keys.shape[2], *(length // stride for length in padded), device=device)
+    kept: dict[tuple[int, int], Features] = {}
+    room = budget - _bytes_per_pixel(model) * max(
+        (y.stop - y.start) * (x.stop - x.start) for y in rows for x in columns
+    )
+    for y in rows:
+        for x in columns:
+            y_weight, x_weight = (F.avg_pool1d(one.weight[None], stride)[0].to(device) for one in (y, x))
+            features = model.encode(cut(y, x))
+            key, _ = model.query(features.deep)
+            query[:, :, y.cells(stride), x.cells(stride)] += key * y_weight[:, None] * x_weight
+            size = sum(part.nbytes for part in (features.deep, *features.skips))
+            if size <= room:
+                kept[y.start, x.start] = features
+                room -= size
+    return query, kept
+
+
+def _spreading(size: int, length: int, like: Tensor) -> Tensor:
+    """[length, size]: what area resizing from `size` to `length` cells multiplies with, along one axis."""
+    identity = torch.eye(size, dtype=like.dtype, device=like.device)
+    return F.adaptive_avg_pool1d(identity[None], length)[0].T

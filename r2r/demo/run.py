@@ -55,11 +55,11 @@ def run_demo(out: Path, seed: int, minutes: float, console: Console, eager: bool
     if seed < 0 or not 0 <= minutes < math.inf:
         raise InputError(f"seed {seed}, minutes {minutes}; accepted: 0 or more of each")
     known = _known_plan(out, seed, minutes)
-    console.print(f"[bold]photos[/] into {out / 'photos'}", highlight=False)
+    console.print(f"photos into {out / 'photos'}", highlight=False)
     write_photos(out / "photos")
     model = _train(out, known or _plan(out, seed, minutes, console, eager), console, eager)
 
-    console.print("[bold]measuring[/] on held-out photos, blind", highlight=False)
+    console.print("measuring on held-out photos, blind", highlight=False)
     sources = held_out_sources(out / "photos")
     photos = [
         EvaluationSet(one.name, one.labels, ConcatDataset([EvaluationPairs(one, len(TASKS), s) for s in range(DRAWS)]))
@@ -111,7 +111,7 @@ def _plan(out: Path, seed: int, minutes: float, console: Console, eager: bool) -
         path.write_text(json.dumps(asdict(plan)), encoding="utf-8")
     expected = EPOCHS * sum(number * one for number, one in zip(steps, seconds, strict=True)) / 60
     console.print(
-        f"[bold]training[/] {EPOCHS * steps[0]} steps of both stages, then {EPOCHS * steps[1]} on the frozen bank: "
+        f"training {EPOCHS * steps[0]} steps of both stages, then {EPOCHS * steps[1]} on the frozen bank: "
         f"about {expected:.1f} minutes here",
         highlight=False,
     )
