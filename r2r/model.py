@@ -21,7 +21,7 @@ from r2r.backbone import Decoder, Encoder
 from r2r.bank import DegradationBank
 from r2r.errors import InputError
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
-from r2r_kernels.reference import Mode, area_resize, task_mask
+from r2r_kernels.reference import area_resize, task_mask
 
 Task = str | int | Sequence[str | int] | Tensor | None
 
@@ -206,14 +206,15 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         bank = self.bank
         told = self._told(task, query.shape[0], query.device)
         scores = bank.calibrated(self.vote(query))
-        mode: Mode = "multi" if self.mixtures else "hard"
-        chosen = task_mask(scores, told, mode)
+        blind = scores > 0 if self.mixtures else scores.argmax(1)
+        found = blind if told is None else told
+        taking: Tensor | None = found
+        if self.mixtures:  # where nothing was found the readout is not used, but it has to be one
+            taking = torch.where(found.any(1, keepdim=True), found, scores > -torch.inf)
+        elif told is None and self.retrieval.mode == "soft":
+            taking = None
         pooled = area_resize(query, bank.size, bank.size)
-        soft = told is None and self.retrieval.mode == "soft"
-        readout, _ = self.retrieval(pooled, bank.keys, bank.values, bank.counts, None if soft else chosen)
-        if not self.mixtures:
-            return Match(readout, scores.argmax(1) if told is None else told, scores)
-        found = chosen if told is not None else scores > 0
+        readout, _ = self.retrieval(pooled, bank.keys, bank.values, bank.counts, taking)
         return Match(readout, found, scores)
 
     def probabilities(self, scores: Tensor) -> Tensor:
@@ -439,7 +440,7 @@ def _mirrored(x: Tensor, down: int, across: int) -> Tensor:
     """x [N, C, H, W] with that many more rows below and columns to the right, mirrored at the border, however small."""
     for dim, more in ((2, down), (3, across)):
         length = x.shape[dim]
-        if more:
+        if torch.compiler.is_exporting() or more:  # a program is to hold for both cases
             index = torch.arange(length + more, device=x.device) % max(2 * length - 2, 1)
             x = x.index_select(dim, torch.where(index < length, index, 2 * length - 2 - index))
     return x
