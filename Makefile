@@ -1,9 +1,9 @@
-# make demo: train a small model here and look at what it restores.  make test: all checks.
+# make demo: restore photos and look at them.  make demo-train: train a small model first.  make test: all checks.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo demo-train test lint bench clean
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/r2r demo
+
+demo-train: $(STAMP)
+	$(BIN)/r2r demo --train --out demo-train
 
 test: lint
 	$(BIN)/python -m pytest

@@ -194,5 +194,5 @@ class BuildExtension(build_ext):
 setup(
     ext_modules=[Extension("r2r_kernels._C", SOURCES, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": BuildExtension},
-    package_data={"r2r_kernels": ["_C_missing.txt", "configs/*"]},
+    package_data={"r2r_kernels": ["_C_missing.txt", "configs/*"], "r2r.weights": ["default/*"]},
 )
