@@ -1,9 +1,10 @@
 # make demo: train a small model here and look at what it restores.  make test: all checks.
+# make compat: the extension and the kernels with every PyTorch and Triton supported; downloads 800 MB, takes an hour.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench compat clean
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +22,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+compat: $(STAMP)
+	$(BIN)/python -m tests.r2r_kernels.compat
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --quick

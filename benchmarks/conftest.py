@@ -142,7 +142,7 @@ def _machine(config: pytest.Config, cpu: dict[str, Any]) -> dict[str, Any]:
     else:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True).stdout.strip() if torch.version.cuda else ""
-    facts = env.facts() | {"numerics of float32 products": torch.get_float32_matmul_precision()}
+    facts = env.facts() | {"float32 products": torch.backends.cuda.matmul.fp32_precision}
     return {"name": name, "driver": driver, "quick": config.getoption("quick"), "facts": facts}
 
 

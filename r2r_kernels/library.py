@@ -395,9 +395,9 @@ def _local_mean_2d_backward(dy: Tensor, window: Sequence[int]) -> Tensor:
 def _gated_conv_native(x: Tensor) -> bool:
     """Whether the C++ or CUDA kernel runs on x; there is none in Triton."""
     forced = os.environ.get("R2R_KERNELS")
-    if x.device.type == "cuda" and forced != "reference" and x.numel() and x.dtype in _TRITON_DTYPES:
-        module = extension.module()
-        return bool(module and module.cuda_architectures)
+    on_gpu = x.device.type == "cuda" and forced != "reference" and x.numel() and x.dtype in _TRITON_DTYPES
+    if on_gpu and torch.version.hip is None and extension.runs_on(torch.cuda.get_device_capability(x.device)):
+        return True
     return forced != "triton" and implementation(x) == "native"
 
 
