@@ -18,11 +18,13 @@ from torch import Tensor
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
 
-CANDIDATES = [
-    {"BD": bd, "BS": bs, "num_warps": warps}
-    for bd, bs, warps in ((64, 64, 4), (128, 64, 4), (128, 32, 4), (256, 32, 8))
-]
-CANDIDATES_KEYS = [{"BN": bn, "BD": bd, "num_warps": w} for bn, bd, w in ((1, 1024, 4), (4, 1024, 4), (8, 512, 4))]
+CANDIDATES: dict[str, list[Config]] = {
+    "gather": [
+        {"BD": bd, "BS": bs, "num_warps": warps}
+        for bd, bs, warps in ((64, 64, 4), (128, 64, 4), (128, 32, 4), (256, 32, 8))
+    ],
+    "similarities": [{"BN": bn, "BD": bd, "num_warps": w} for bn, bd, w in ((1, 1024, 4), (4, 1024, 4), (8, 512, 4))],
+}
 
 MODES = {"hard": 0, "multi": 1, "soft": 2}
 

@@ -20,7 +20,9 @@ from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
 from r2r_kernels.triton.layout import as_images, as_rows
 
-CANDIDATES = [{"BI": bi, "num_warps": warps} for bi, warps in ((128, 1), (256, 2), (256, 4), (512, 4), (1024, 4))]
+CANDIDATES: dict[str, list[Config]] = {
+    "": [{"BI": bi, "num_warps": warps} for bi, warps in ((128, 1), (256, 2), (256, 4), (512, 4), (1024, 4))]
+}
 
 
 @triton.jit

@@ -15,7 +15,10 @@ from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
 from r2r_kernels.triton.layout import is_channels_last, memory_format
 
-CANDIDATES = [{"elements": e, "num_warps": w} for e, w in ((1024, 2), (1024, 4), (2048, 4), (4096, 4), (4096, 8))]
+_TILES: list[Config] = [
+    {"elements": e, "num_warps": w} for e, w in ((1024, 2), (1024, 4), (2048, 4), (4096, 4), (4096, 8))
+]
+CANDIDATES = {"forward": _TILES, "backward": _TILES}
 
 
 @triton.jit

@@ -49,6 +49,12 @@ class Launch(NamedTuple):
     def name(self) -> str:
         return f"{self.kernel.__module__.rsplit('.', 1)[1]}.{self.kernel.__name__.lstrip('_')}"
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What is compiled in: constants and options."""
+        constants = (parameter.name for parameter in self.kernel.params if parameter.is_constexpr)
+        return {name: self.arguments[name] for name in constants} | self.options
+
 
 class Usage(NamedTuple):
     """Registers of a thread, bytes of shared memory of a program, and bytes or registers that did not fit."""
@@ -91,14 +97,14 @@ def compiled(launch: Launch, arch: str, aligned: bool) -> Usage:
             signature[parameter.name] = POINTERS[value.dtype]
             if pointers:
                 hints[(position,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, int) and value == 1:  # as the launch does
+        elif isinstance(value, int) and value == 1 and not parameter.do_not_specialize:  # as the launch does
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
         elif isinstance(value, int):
             signature[parameter.name] = "i64" if value >= 2**31 else "i32"
         else:
             signature[parameter.name] = "fp32"
-        if aligned and isinstance(value, int) and value % 16 == 0:
+        if aligned and isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize:
             hints[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=hints)
     binary = triton.compile(source, target=TARGETS[arch], options=launch.options)

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,8 @@ CHANNELS = {
     "slot_conv": (7, 64),
 }
 FLOAT32 = {"naf_block": (7, 100), "layer_norm_2d": (100,), "simple_gate": (100,), "upsample_add": (100,)}
+# Height and width of two images: many pixels, and so few that another configuration may be taken.
+SIZES = ((64, 48), (28, 28))
 EVERY = (7, 16, 32, 48, 64, 100, 128, 256, 512, 1024)
 
 
@@ -56,17 +59,19 @@ def usages(
 ) -> Iterator[tuple[str, aot.Usage]]:
     """What each kernel of an operator costs, by a name that says what was compiled."""
     for count in channels:
-        with aot.captured(arch, patch) as launches:
-            LAUNCHES[operator](count, getattr(torch, dtype), (64, 48))
-        seen = set()
-        aligned = (True, False) if os.environ.get("R2R_AOT") == "full" else (count % 16 == 0,)
-        for launch in launches:
-            layout = " NCHW" if launch.arguments.get("LAST") is False else ""
-            for hints in aligned:
-                name = f"{operator}: {launch.name}{layout} C={count} {dtype}{' aligned' if hints else ''}"
-                if name not in seen:
-                    seen.add(name)
-                    yield name, aot.compiled(launch, arch, hints)
+        seen: dict[str, dict[str, Any]] = {}
+        for size in SIZES:
+            with aot.captured(arch, patch) as launches:
+                LAUNCHES[operator](count, getattr(torch, dtype), size)
+            aligned = (True, False) if os.environ.get("R2R_AOT") == "full" else (count % 16 == 0,)
+            for launch in launches:
+                layout = " NCHW" if launch.arguments.get("LAST") is False else ""
+                for hints in aligned:
+                    plain = f"{operator}: {launch.name}{layout} C={count} {dtype}{' aligned' if hints else ''}"
+                    name = plain if size == SIZES[0] else f"{plain} few pixels"
+                    if name not in seen and seen.get(plain) != launch.choices:
+                        seen[name] = launch.choices
+                        yield name, aot.compiled(launch, arch, hints)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
