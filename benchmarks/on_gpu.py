@@ -1,9 +1,9 @@
 """What `on_gpu.sh` runs: pieces, each a process of its own with a time limit, and one folder of at most eight files.
 
 `summary.txt` reads on its own and is written anew after each piece; it is also the last thing printed. `rows.jsonl`
-gets a line as soon as something was measured, so a stop at any second loses nothing. `logs.tar.gz` holds what each piece
-said, `configs.tar.gz` the launch configurations that the sweep found. Nothing but the standard library is imported here,
-so that a broken installation is a failed piece and not the end.
+gets a line as soon as something was measured, so a stop at any second loses nothing. `logs.tar.gz` holds what each
+piece said, `configs.tar.gz` the launch configurations that the sweep found. Nothing but the standard library is
+imported here, so that a broken installation is a failed piece and not the end.
 
 The build runs in the background while the Triton kernels are tested. A piece that hangs is killed, with all processes
 that it started, and costs its own time. No piece begins without the time to say what was found.

@@ -1,6 +1,6 @@
 """The CUDA operators under compute-sanitizer: python -m benchmarks.sanitize
 
-Starts itself under memcheck and racecheck, as a script that does little else: importing PyTorch alone takes a while there.
+Starts itself under memcheck and racecheck. The script does little else, as importing PyTorch alone takes a while there.
 """
 
 from __future__ import annotations

@@ -135,17 +135,17 @@ def jobs(table: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Job]:
             name = name if "." in name or name == "local_mean_2d" else f"{name}.forward"
             place = name, f"{channels} {_FEW if deep else 'more'}"
             lost[place] = (row["us"] - row["limit_us"]) * (_BLOCKS if deep and channels == 256 else 1)
-    order = {
-        job: lost.get((job.kernel, f"{job.bound if job.bound != 'more' else 256} {job.pixels}"), 0.0)
-        - (1.0 if job.size == "float32" else 0.0)
-        for job in found
-    }
-    return iter(sorted(found, key=lambda job: -order[job]))
+
+    def gain(job: Job) -> float:
+        channels = "256" if job.bound == "more" else job.bound
+        return lost.get((job.kernel, f"{channels} {job.pixels}"), 0.0) if job.size == "half" else -1.0
+
+    return iter(sorted(found, key=gain, reverse=True))
 
 
 def placed(bounds: dict[str, Any], bound: str, pixels: str, config: Config | None) -> dict[str, Any]:
-    """The entries of a kernel, bound of the channels -> bound of the pixels -> configuration, with one replaced, or left
-    out where it is None. What is set for all sizes leaves the entry for few pixels as it was."""
+    """The entries of a kernel, bound of the channels -> bound of the pixels -> configuration, with one replaced, or
+    left out where it is None. What is set for all sizes leaves the entry for few pixels as it was."""
     entry = dict(configs.by_pixels(bounds[bound])) if bound in bounds else {}
     if pixels == "more" and "more" in entry:
         entry.setdefault(str(_FEW), entry["more"])

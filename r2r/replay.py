@@ -29,8 +29,8 @@ class Replays:
         self._places: list[int] = []
 
     def __call__(self, function: Function, inputs: Inputs, reads: Sequence[Tensor] = ()) -> Sequence[Tensor]:
-        """function(*inputs), tensors on one GPU or None. reads: all other tensors that it reads. Where one was exchanged
-        for another, or its memory was, all graphs are forgotten."""
+        """function(*inputs), tensors on one GPU or None. reads: all other tensors that it reads. Where one was
+        exchanged for another, or its memory was, all graphs are forgotten."""
         key = tuple(None if x is None else (x.device, x.dtype, x.shape, x.stride()) for x in inputs)
         places = [x.data_ptr() for x in reads]
         with self._lock:

@@ -807,7 +807,7 @@ _differentiable("local_naf_block", _local_naf_block_composed)
 
 
 def _autocast(name: str, norm: bool = False, mixed: bool = False) -> None:
-    """mixed: on a GPU parameters stay as they are, as its kernels read any dtype and casts are launches of their own."""
+    """mixed: on a GPU parameters stay as they are: its kernels read any dtype, and casts are launches of their own."""
     operator = getattr(_OPS, name).default
 
     def register(device: str, key: str) -> None:

@@ -1,8 +1,8 @@
 """Launch configurations: tile sizes and warps of each kernel, from `r2r_kernels/configs/<architecture>.json`.
 
 A file maps kernel -> "half" | "float32" -> upper bound of the channels ("32", "64", ... or "more") -> the keyword
-arguments of the launch, or upper bound of the pixels of all images -> these. `default.json` is complete; a file named after an architecture ("sm_90", "gfx942") replaces
-what it names of it. Nothing is tuned while a program runs.
+arguments of the launch, or upper bound of the pixels of all images -> these. `default.json` is complete; a file named
+after an architecture ("sm_90", "gfx942") replaces what it names of it. Nothing is tuned while a program runs.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ def _taps(w_ptr, hid, exists, stride: tl.constexpr, FLIP: tl.constexpr):
 
 @triton.jit
 def _row(x_ptr, row, end, w, hid, exists, W, stride: tl.constexpr):
-    # One row of x, as it is stored, at the columns left of, at and right of each column of the strip; zero outside of the
-    # image and from row `end` on.
+    # One row of x, as it is stored, at the columns left of, at and right of each column of the strip; zero outside of
+    # the image and from row `end` on.
     line = x_ptr + row.to(tl.int64) * W * stride
     offsets = w[:, None] * stride + hid[None, :]
     here = (row >= 0) & (row < end)

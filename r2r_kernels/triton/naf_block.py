@@ -142,11 +142,14 @@ def unfold(grads: FoldedParams, params: NAFBlockParams) -> NAFBlockParams:
         _unfold[(triton.cdiv(channels, config["BC"]), 5)](
             g.conv1, g.conv1_bias, p.norm1_weight, p.norm1_bias, p.conv1_weight,
             found.norm1_weight, found.norm1_bias, found.conv1_weight, found.conv1_bias,
-            g.taps, g.conv2_bias, found.conv2_weight, found.conv2_bias, g.sca, g.sca_bias, found.sca_weight, found.sca_bias,
-            g.conv3, g.conv3_bias, p.conv3_weight, p.conv3_bias, p.beta, found.conv3_weight, found.conv3_bias, found.beta,
+            g.taps, g.conv2_bias, found.conv2_weight, found.conv2_bias,
+            g.sca, g.sca_bias, found.sca_weight, found.sca_bias,
+            g.conv3, g.conv3_bias, p.conv3_weight, p.conv3_bias, p.beta,
+            found.conv3_weight, found.conv3_bias, found.beta,
             g.conv4, g.conv4_bias, p.norm2_weight, p.norm2_bias, p.conv4_weight,
             found.norm2_weight, found.norm2_bias, found.conv4_weight, found.conv4_bias,
-            g.conv5, g.conv5_bias, p.conv5_weight, p.conv5_bias, p.gamma, found.conv5_weight, found.conv5_bias, found.gamma,
+            g.conv5, g.conv5_bias, p.conv5_weight, p.conv5_bias, p.gamma,
+            found.conv5_weight, found.conv5_bias, found.gamma,
             C=channels, **config,
         )  # fmt: skip
     return found
@@ -760,8 +763,8 @@ def second_half(
 def attend(
     rows: Tensor, gated: Tensor, pool: Tensor, p: FoldedParams, eps: float, config: Config | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`attention` and `second_half` -> the block's result and the mean, float32 [N, C]; in one launch where each program
-    can make the attention itself, which pays for small images."""
+    """`attention` and `second_half` -> the block's result and the mean, float32 [N, C]. One launch where the
+    configuration has each program make the attention itself, which pays for small images."""
     pixels = rows.shape[1] * rows.shape[2]
     config = config or configs.lookup("naf_block.second_half", rows.shape[-1], rows, _pixels(rows))
     if config is None or not config.get("ATTEND"):
