@@ -348,6 +348,8 @@ def main(argv: list[str] | None = None) -> int:
             found = {"right": False, "note": f"{type(problem).__name__}: {problem}"[:120]}
         wrong += not found["right"]
         write(given.rows, name=name, size=where, **found)
+    if not given.dry:
+        float32_products(given.rows, device)
     limits = None if given.dry else roofline.measure_limits(device)
     if limits:
         for what, rate in (("copy", max(limits.copy.values()) / 1e9), ("product", limits.gemm["bfloat16"] / 1e9)):
@@ -365,6 +367,26 @@ def main(argv: list[str] | None = None) -> int:
             if "CUDA error" in str(problem):  # nothing works in this process any more
                 break
     return int(wrong > 0)
+
+
+def float32_products(rows: Path, device: torch.device) -> None:
+    """Whether three TF32 products on tensor cores could take the place of float32 FMAs: errors and times of both."""
+    from r2r_kernels.triton import naf_block
+
+    own = naf_block.precision
+    for mode in ("ieee", "tf32x3"):
+        row: dict[str, Any] = {"name": f"naf_block float32 {mode}", "size": size_name(DEEP)}
+        naf_block.precision = lambda x, mode=mode: mode  # type: ignore[assignment,misc]
+        try:
+            write(rows, **row, **judge("naf_block", 256, (28, 28), device, torch.float32))
+            call = _operator("naf_block", DEEP, False)(device, torch.float32)
+            with torch.no_grad():
+                write(rows, **row, us=replayed(call) * 1e6)
+        except Exception as problem:
+            traceback.print_exc()
+            write(rows, **row, note=f"{type(problem).__name__}: {problem}"[:120])
+        finally:
+            naf_block.precision = own
 
 
 @torch.no_grad()
