@@ -1,8 +1,8 @@
 """What each kernel should take on an H100, from what the compiler made of it: python -m benchmarks.predict
 
-Writes `predicted.json`, which `benchmarks.kernels` holds its times against, and the table in `docs/gpu-status.md`. Every
-kernel is compiled for sm_90 with the configuration that it would be launched with. Its time is that of a launch and of
-the first load, and the longest of these:
+Writes `predicted.json`, which `benchmarks.kernels` holds its times against, and the table in `docs/gpu-status.md`.
+Every kernel is compiled for sm_90 with the configuration that it would be launched with. Its time is that of a launch
+and of the first load, and the longest of these:
 
 - the bytes that have to move, by the rate of a copy or, where all fits it, of the L2, and by what is under way at once;
 - the products, by the tensor cores of those SMs that have a program;

@@ -29,7 +29,7 @@ CANDIDATES: dict[str, list[Config]] = {
 MODES = {"hard": 0, "multi": 1, "soft": 2}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number", "slots", "total"])
 def _similarities(
     query_ptr, keys_ptr, counts_ptr, scale_ptr, out_ptr, number, slots, depth, total, BN: tl.constexpr, BD: tl.constexpr
 ):
@@ -55,7 +55,7 @@ def _similarities(
     tl.store(out_ptr + n.to(tl.int64) * total + key, similarity, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tasks", "slots"])
 def _select(
     similarity_ptr,
     counts_ptr,
@@ -107,7 +107,7 @@ def _select(
     tl.store(similarity_ptr + offsets, weights, mask=(t < tasks)[:, None] & (s < slots)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number", "tasks", "slots"])
 def _gather(
     values_ptr,
     weights_ptr,

@@ -74,7 +74,7 @@ def _forward(
     tl.store(rstd_ptr + stats, rstd, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _backward(
     dy_ptr,
     x_ptr,

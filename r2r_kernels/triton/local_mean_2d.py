@@ -39,7 +39,7 @@ def _bounds(i, length, window, BACKWARD: tl.constexpr):
     return begin, end
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "window", "steps"])
 def _running_sum(x_ptr, y_ptr, length, inner, window, steps, scale, BACKWARD: tl.constexpr, BI: tl.constexpr):
     blocks = tl.cdiv(inner, BI)
     segments = tl.cdiv(length, steps)

@@ -36,7 +36,7 @@ def _tile(outer, inner, BO: tl.constexpr, BI: tl.constexpr):
     return out, first, exists
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer"])
 def _forward(x_ptr, y_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
     out, first, exists = _tile(outer, inner, BO, BI)
     a = tl.load(x_ptr + first, mask=exists, other=0.0).to(tl.float32)
@@ -44,7 +44,7 @@ def _forward(x_ptr, y_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
     tl.store(y_ptr + out, (a * b).to(y_ptr.dtype.element_ty), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer"])
 def _backward(dy_ptr, x_ptr, dx_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
     out, first, exists = _tile(outer, inner, BO, BI)
     dy = tl.load(dy_ptr + out, mask=exists, other=0.0).to(tl.float32)

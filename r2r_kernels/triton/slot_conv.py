@@ -26,7 +26,7 @@ CANDIDATES: dict[str, list[Config]] = {
 }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots_in", "slots_out", "channels", "H", "W", "area"])
 def _along(
     x_ptr,
     weight_ptr,
@@ -73,7 +73,7 @@ def _along(
     tl.store(out, total.to(y_ptr.dtype.element_ty), mask=(o < slots_out)[:, None] & exists[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots_in", "slots_out", "channels", "H", "W"])
 def _weight_gradient(
     dy_ptr,
     x_ptr,

@@ -35,7 +35,7 @@ CANDIDATES: dict[str, list[Config]] = {
 }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "W"])
 def _forward(
     x_ptr,
     w_ptr,
