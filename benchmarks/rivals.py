@@ -27,7 +27,7 @@ from r2r import R2R
 from r2r.fast import R2R as FastR2R
 from r2r.losses import LossWeights, restoration_loss
 from r2r.presets import PRESETS
-from r2r.restoration import restore_photo
+from r2r.tiling import restore_photo
 from r2r_kernels import functional, reference
 from r2r_kernels.nn import OperatorModule
 

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
+import warnings
 from contextlib import nullcontext
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from r2r.errors import InputError
+from r2r.terminal import RestorationDisplay, TrainingDisplay, console, printable, progress_bar, tolerate_any_character
 
 if TYPE_CHECKING:
     from r2r.model import R2R
+
+
+class LogFormat(str, Enum):
+    TEXT = "text"
+    JSON = "json"
+
+
+def _gigabytes(value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1e6:
+        raise InputError(f"--memory {value}: accepted are gigabytes, more than 0")
+    return value
+
 
 app = typer.Typer(
     name="r2r",
@@ -27,37 +41,56 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-console = Console()
 ModelOption = Annotated[Path, typer.Option("--model", "-m", help="Folder of a model, or its name on the Hub.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
+MemoryOption = Annotated[
+    float | None, typer.Option(callback=_gigabytes, help="Gigabytes the work may take; larger photos are tiled.")
+]
 EagerOption = Annotated[bool, typer.Option("--eager", help="Use the plain PyTorch reference instead of the kernels.")]
 
 
 def main() -> None:
     """Entry point: bad input becomes one line and exit code 2, an interruption exit code 130."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore", module="PIL")  # about damaged files, which are reported
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    tolerate_any_character()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; what was done so far is kept", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _load(model: Path, device: str, eager: bool) -> R2R:
     from r2r import R2R, fast
-    from r2r.training import pick_device
+    from r2r.device import pick_device
 
     return (R2R if eager else fast.R2R).from_pretrained(model, map_location=str(pick_device(device)))
 
 
-def _bar(*columns: Any) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *columns,
-        console=console,
-    )  # fmt: skip
+def _load_frozen(model: Path, device: str, eager: bool) -> R2R:
+    """The model in the form that restores fastest."""
+    import torch
+
+    from r2r import fast
+    from r2r.device import device_of
+
+    loaded = _load(model, device, eager)
+    if not isinstance(loaded, fast.R2R):
+        return loaded
+    return loaded.freeze(torch.bfloat16 if device_of(loaded).type == "cuda" else torch.float32)
 
 
 @app.command()
@@ -71,7 +104,7 @@ def demo(
 
     Example: `r2r demo`, then open `demo/index.html`.
     """
-    from r2r.demo import run_demo
+    from r2r.demo.run import run_demo
 
     run_demo(out, seed, minutes, console, eager)
 
@@ -108,70 +141,55 @@ def train(
             console.print(f"done: {settings.out}/last ({', '.join(model.tasks)}), log in {settings.out}/log.csv")
 
 
-class TrainingDisplay:
-    """A bar for the phase and the newest figures behind it."""
-
-    def __init__(self) -> None:
-        self.progress = _bar(TextColumn("{task.fields[figures]}"))
-        self.bar = self.progress.add_task("starting", total=None, figures="")
-
-    def start(self, phase: str, done: int, total: int) -> None:
-        self.progress.reset(self.bar, description=phase, total=total, completed=done, figures="")
-
-    def update(self, done: int, row: dict[str, float]) -> None:
-        figures = (
-            f"loss {row['total']:.3f}  {row['psnr']:.2f} dB  {row['accuracy']:4.0%} matched  "
-            f"{row['images_per_second']:.1f} images/s"
-        )
-        self.progress.update(self.bar, completed=done, figures=figures)
-
-    def say(self, line: str) -> None:
-        self.progress.console.print(escape(line))
-
-
 @app.command()
 def restore(
-    inputs: Annotated[list[Path], typer.Argument(help="Photos, and folders of them.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the restored photos and report.json.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Photos, and folders of them; - for standard input.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the restored photos and report.json; - for standard output.")
+    ],
     model: ModelOption = Path("demo/model"),
     task: Annotated[str | None, typer.Option(help="Say what is wrong instead of having it recognised.")] = None,
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="jpg, png, webp, tiff or avif instead of the photo's own format.")
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Of JPEG, WebP and AVIF. A JPEG keeps its own otherwise.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what an earlier run has done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    log: Annotated[LogFormat, typer.Option(help="json: one JSON object a line.")] = LogFormat.TEXT,
     device: DeviceOption = "auto",
-    memory: Annotated[float | None, typer.Option(help="Gigabytes the work may take; larger photos are tiled.")] = None,
+    memory: MemoryOption = None,
     eager: EagerOption = False,
 ) -> None:
-    """Restore photos: names, subfolders, bit depth, transparency, EXIF and colour profile stay as they are.
+    """Restore photos: names, subfolders, format, bit depth, transparency and metadata stay as they are.
 
-    Exit code 1 where some photos failed; report.json says which.
+    The same command again goes on where it was stopped, and skips what is done and has not changed. Exit code 1 where
+    photos failed or were left out; report.json says which and why.
 
     Example: `r2r restore holiday/ scan.tif --out restored --model demo/model`
     """
-    import torch
+    from r2r.data.images import FORMATS, format_of
+    from r2r.restoration import Output, prepare, restore_files, restore_stream
 
-    from r2r.fast import R2R as FastR2R
-    from r2r.restoration import restore_files
-
-    loaded = _load(model, device, eager)
-    if isinstance(loaded, FastR2R):
-        loaded = loaded.freeze(torch.bfloat16 if loaded.bank.keys.is_cuda else torch.float32)
-    with _bar() as progress:
-        bar = progress.add_task("restoring", total=None)
-
-        def show(result: Any, total: int) -> None:
-            progress.update(bar, total=total, advance=1)
-            if result.error:
-                progress.console.print(
-                    f"[red]failed[/] {escape(result.input)}: {escape(result.error)}", highlight=False
-                )
-                return
-            scores = "  ".join(f"{name} {'-' if s is None else format(s, '.2f')}" for name, s in result.scores.items())
-            tiles = f", {result.tiles} tiles" if result.tiles > 1 else ""
-            found = f"[bold]{' + '.join(result.tasks)}[/] ({scores})"
-            progress.console.print(f"{escape(result.input)}: {found} in {result.seconds:.1f} s{tiles}", highlight=False)
-
-        budget = None if memory is None else int(memory * 1e9)
-        report = restore_files(loaded, inputs, out, task, budget, progress=show)
-    console.print(f"{len(report.files) - report.failed} restored, {report.failed} failed; {out / 'report.json'}")
-    if report.failed:
+    output = Output(format_of(file_format) if file_format else None, quality)
+    if quality is not None and output.file_format and not FORMATS[output.file_format].lossy:
+        raise InputError(f"--quality: {output.file_format} has none; JPEG, WebP and AVIF have")
+    budget = None if memory is None else int(memory * 1e9)
+    if "-" in map(str, (*inputs, out)):
+        if len(inputs) != 1 or str(out) != "-":
+            raise InputError("- stands for one photo: r2r restore PHOTO --out -, or r2r restore - --out -")
+        restore_stream(_load_frozen(model, device, eager), str(inputs[0]), sys.stdout.buffer, task, budget, output)
+        return
+    loaded = _load_frozen(model, device, eager)
+    display = RestorationDisplay(as_json=log is LogFormat.JSON)
+    if dry_run:
+        display.plan(*prepare(loaded, inputs, out, task, budget, output, overwrite))
+        return
+    with display.progress:
+        report = restore_files(loaded, inputs, out, task, budget, output, overwrite, display.show)
+    display.summary(report, out)
+    if report.failed or report.skipped:
         raise typer.Exit(1)
 
 
@@ -195,9 +213,9 @@ def evaluate(
     Example: `r2r evaluate --model demo/model --task denoise --clean photos --sigma 25 --json result.json`
     """
     from r2r.data.sources import build_source
+    from r2r.device import pick_device
     from r2r.evaluation import evaluate, evaluation_set, load_sets
     from r2r.files import atomic_path
-    from r2r.training import pick_device
 
     loaded = _load(model, device, eager)
     if (sets is None) == (task is None):
@@ -208,7 +226,7 @@ def evaluate(
         entry = {"task": task, "pairs": pairs, "clean": clean, "sigma": sigma, "degradation": degradation}
         source = build_source({key: str(v) for key, v in entry.items() if v is not None}, loaded.tasks)
         chosen = [evaluation_set(source, len(loaded.tasks), loaded.mixtures)]
-    with _bar() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("evaluating", total=sum(len(one.pairs) for one in chosen))
         result = evaluate(loaded, chosen, pick_device(device), progress=lambda *_: progress.advance(bar))
     result.render(console)
@@ -236,7 +254,7 @@ def degrade(
 
     degradation = parse_degradation(kind)
     photos = clean_folder(clean, depth)
-    with _bar() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("degrading", total=len(photos))
         made = degrade_folder(photos, out, degradation, seed, depth_encoding, progress=lambda _: progress.advance(bar))
     console.print(f"{made} pairs made, {len(photos) - made} were there; {out}")
@@ -326,7 +344,7 @@ def env() -> None:
     from r2r_kernels.env import facts
 
     for name, value in facts().items():
-        console.print(f"[bold]{name}[/]: {escape(str(value))}", highlight=False)
+        console.print(f"{name}: {value}")
 
 
 if __name__ == "__main__":

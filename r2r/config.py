@@ -17,8 +17,9 @@ from r2r.errors import InputError
 @dataclass
 class PhaseConfig:
     """One phase of training. The learning rate warms up linearly from `warmup_lr` to `lr` over `warmup_epochs`, then
-    follows a cosine that would reach `final_lr` at epoch `horizon` (0: at the last epoch). `steps`: batches an epoch,
-    drawn with every source equally likely; 0: every image as often as its source repeats it."""
+    stays there up to epoch `hold`, then follows a cosine that would reach `final_lr` at epoch `horizon` (0: at the last
+    epoch). `steps`: batches an epoch, drawn with every source equally likely, or by their shares; 0: every image as
+    often as its source repeats it."""
 
     epochs: int = 0
     steps: int = 0
@@ -29,6 +30,7 @@ class PhaseConfig:
     final_lr: float = 0.0
     warmup_epochs: float = 0.0
     warmup_lr: float = 1e-7
+    hold: float = 0.0
     horizon: int = 0
 
 
@@ -38,6 +40,7 @@ class LossConfig:
 
     pixel: float = 1.0
     fft: float = 0.125
+    log_error: float = 0.0
     degradation: float = 0.1
     match: float = 0.1
     label_smoothing: float = 0.1
@@ -50,7 +53,9 @@ class TrainConfig:
     tasks: their names. data: training sources and validation: held-out sets, see `docs/training.md` for their keys.
     preset: sizes of the model, `model` overrides single ones. In pretraining half of each batch is restored and half
     builds the bank, in stage 0 during the first half of the epochs and in stage 1 during the second; in finetuning the
-    bank is frozen and the whole batch is restored. precision: fp32 or bf16.
+    bank is frozen and the whole batch is restored. mislead: the share of mixtures' images that are restored with what
+    the bank holds for other tasks than theirs, half of them by the model's own choice, so that a wrong match costs
+    little. precision: fp32 or bf16. cache: GB of decoded photos that each worker keeps.
     """
 
     out: str = "runs/r2r"
@@ -68,18 +73,20 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     clip_norm: float = 0.01
     ema: float = 0.999
+    mislead: float = 0.0
     precision: str = "fp32"
     seed: int = 0
     device: str = "auto"
     eager: bool = False
     workers: int = 2
+    cache: float = 0.25
     log_every: int = 10
     save_every: int = 500
     validate_every: int = 1
 
 
 # may change between a run and its continuation
-FREE = ("out", "validation", "device", "eager", "workers", "log_every", "save_every", "validate_every")
+FREE = ("out", "validation", "device", "eager", "workers", "cache", "log_every", "save_every", "validate_every")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -110,8 +117,11 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
 
 def _anchor(entry: Any, folder: Path) -> None:
     for key in ("clean", "pairs", "root", "depth"):
-        if isinstance(entry, dict) and isinstance(entry.get(key), str):
-            entry[key] = str(folder / Path(entry[key]).expanduser())
+        given = entry.get(key) if isinstance(entry, dict) else None
+        if isinstance(given, str):
+            entry[key] = str(folder / Path(given).expanduser())
+        elif isinstance(given, list):
+            entry[key] = [str(folder / Path(one).expanduser()) for one in given]
 
 
 def _check(config: TrainConfig) -> None:
@@ -119,6 +129,8 @@ def _check(config: TrainConfig) -> None:
         raise InputError("tasks is empty; name at least one, e.g. tasks=[denoise,derain]")
     if not config.data:
         raise InputError("data is empty; name at least one source of training images")
+    if not 0 <= config.mislead <= 1:
+        raise InputError(f"mislead must be in 0..1, got {config.mislead}")
     if config.precision not in ("fp32", "bf16"):
         raise InputError(f"precision must be fp32 or bf16, got {config.precision}")
     for name, phase in (("pretrain", config.pretrain), ("finetune", config.finetune)):

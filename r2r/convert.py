@@ -85,6 +85,7 @@ def convert(state: Mapping[str, Tensor], banks: Mapping[str, tuple[Sequence[Tens
         capacity=slots + kernel - 1,
         bank_size=size,
         similarity="published",
+        padding="zeros",
         residual="mean" if state["mem_encoder.intro.weight"].shape[1] == 4 else "full",
         mixtures=mixtures,
         gate_kernel=state["fuse_gate.weight"].shape[-1],

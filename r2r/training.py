@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -29,6 +30,7 @@ from r2r.config import FREE, PhaseConfig, TrainConfig
 from r2r.data.dataset import TrainingPairs, worker_init
 from r2r.data.sampler import EpochSampler
 from r2r.data.sources import build_source
+from r2r.device import pick_device
 from r2r.errors import InputError
 from r2r.evaluation import evaluate, evaluation_set
 from r2r.files import atomic_path
@@ -36,14 +38,14 @@ from r2r.losses import LossWeights, restoration_loss
 from r2r.model import R2R
 from r2r.presets import PRESETS
 
-FIELDS = ("phase", "epoch", "step", "lr", "total", "pixel", "fft", "degradation", "match", "psnr", "accuracy",
-          "images_per_second", "valid_psnr", "valid_accuracy")  # fmt: skip
+FIELDS = ("phase", "epoch", "step", "lr", "total", "pixel", "fft", "log_error", "degradation", "match", "psnr",
+          "accuracy", "images_per_second", "valid_psnr", "valid_accuracy")  # fmt: skip
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Display(Protocol):
-    """Where progress is shown; `r2r.cli` has one for the terminal."""
+    """Where progress is shown; `r2r.terminal` has one for the terminal."""
 
     def start(self, phase: str, done: int, total: int) -> None: ...
     def update(self, done: int, row: dict[str, float]) -> None: ...
@@ -59,11 +61,11 @@ class Silent:
 
 
 def learning_rate(phase: PhaseConfig, epoch: float) -> float:
-    """The rate after `epoch` (fractional) epochs: linear warm-up, then a cosine (R2R, section 4.1)."""
+    """The rate after `epoch` (fractional) epochs: linear warm-up, a constant, then a cosine (R2R, section 4.1)."""
     if epoch < phase.warmup_epochs:
         return phase.warmup_lr + (phase.lr - phase.warmup_lr) * epoch / phase.warmup_epochs
-    horizon = max(phase.horizon or phase.epochs, phase.epochs)
-    progress = (epoch - phase.warmup_epochs) / max(horizon - phase.warmup_epochs, 1e-9)
+    start, horizon = max(phase.warmup_epochs, phase.hold), max(phase.horizon or phase.epochs, phase.epochs)
+    progress = max(epoch - start, 0.0) / max(horizon - start, 1e-9)
     return phase.final_lr + (phase.lr - phase.final_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
@@ -90,7 +92,8 @@ class Trainer:
         self.out = Path(config.out)
         self.device = pick_device(config.device)
         self.sources = [build_source(entry, config.tasks) for entry in config.data]
-        self.mixtures = bool(config.model.get("mixtures", any(len(source.labels) > 1 for source in self.sources)))
+        several = any(len(source.labels) != 1 or source.optional for source in self.sources)
+        self.mixtures = bool(config.model.get("mixtures", several))
         self._check_sources()
         self.held_out = [
             evaluation_set(build_source(entry, config.tasks), len(config.tasks), self.mixtures, config.seed)
@@ -98,7 +101,9 @@ class Trainer:
         ]
         self.weights = LossWeights(**asdict(config.loss))
         self.datasets = {
-            name: TrainingPairs(self.sources, phase.crop, len(config.tasks), config.seed, self.mixtures)
+            name: TrainingPairs(
+                self.sources, phase.crop, len(config.tasks), config.seed, self.mixtures, int(config.cache * 2**30)
+            )
             for name, phase in self._phases()
             if phase.epochs
         }
@@ -204,21 +209,41 @@ class Trainer:
         reference = reference_labels = None
         if name == "pretrain":
             half = len(lq) // 2
-            reference = (lq[half:], hq[half:], labels[half:])
             reference_labels = labels[half:]
+            reference = (lq[half:], hq[half:], self._known(reference_labels))
             lq, hq, labels = lq[:half], hq[:half], labels[:half]
+        told = self._misled(self._known(labels))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output = self.network(lq, labels, reference=reference, stage=stage)
+            output = self.network(lq, told, reference=reference, stage=stage)
         terms = restoration_loss(output, hq, labels, reference_labels, self.weights)
         (terms["total"] / accumulate).backward()
         with torch.no_grad():
             error = (output.restored.float().clamp(0, 1) - hq).square().mean((1, 2, 3)).clamp(min=1e-10)
-            right = (output.scores > 0) == labels.bool() if self.mixtures else output.scores.argmax(1) == labels
+            if self.mixtures:
+                right = (((output.scores > 0) == self._known(labels)) | (labels == 0.5)).all(1)
+            else:
+                right = output.scores.argmax(1) == labels
             return {
                 **{key: value.detach() for key, value in terms.items()},
                 "psnr": -10 * error.log10().mean(),
                 "accuracy": right.float().mean(),
             }
+
+    def _known(self, labels: Tensor) -> Tensor:
+        """Labels as the model takes them: of mixtures only what is sure, bool [N, T]."""
+        return labels == 1 if self.mixtures else labels
+
+    def _misled(self, labels: Tensor) -> Tensor:
+        """`labels` in which a share of the images is told a task drawn at random, or none, which leaves it to the
+        model; an image with nothing wrong always is."""
+        if not self.mixtures or not self.config.mislead:
+            return labels
+        number, tasks = labels.shape
+        draw = torch.rand(number, device=labels.device)
+        draw = torch.where(labels.any(1), draw, draw * self.config.mislead)
+        wrong = F.one_hot(torch.randint(tasks, (number,), device=labels.device), tasks).bool()
+        misled = torch.where((draw < self.config.mislead)[:, None], wrong, labels)
+        return misled & (draw >= self.config.mislead / 2)[:, None]
 
     def _update(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
@@ -409,18 +434,6 @@ class Tally:
         means = {key: float(ranks.mean(value)) / self.number for key, value in self.sums.items()}
         self.sums, self.number = {}, 0
         return means
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto": a GPU where there is one. Raises InputError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

@@ -81,8 +81,10 @@ class NAFBlock(OperatorModule):
 
     `beta` and `gamma` start at 0, so that a new block is the identity. dropout, where not 0, is applied to both
     branches in training, which then runs unfused; so does a block whose `sca[0]` was replaced by anything but a
-    `LocalMean2d`.
+    `LocalMean2d`. `window`, where not 0, makes the attention local in evaluation: a `LocalMean2d` of that side.
     """
+
+    window = 0
 
     def __init__(self, channels: int, eager: bool = False, dropout: float = 0.0) -> None:
         super().__init__(eager)
@@ -128,7 +130,7 @@ class NAFBlock(OperatorModule):
         """The block for inference in `dtype`, with norms, beta and gamma folded into the convolutions (in float32): one
         launch a call less. None where the kernels of its device read the parameters as they are, and where attention is
         local."""
-        if not pools_globally(self.sca[0]):
+        if self.window or not pools_globally(self.sca[0]):
             return None
         folded = library.fold_naf_block(self.params(), dtype)
         return None if folded is None else FoldedNAFBlock(folded, self.norm1.eps)
@@ -136,6 +138,9 @@ class NAFBlock(OperatorModule):
     def forward(self, x: Tensor) -> Tensor:
         pool: Any = self.sca[0]
         window = pool.kernel_size if isinstance(pool, LocalMean2d) else None
+        if self.window and not self.training:
+            height, width = (min(self.window, side) for side in x.shape[2:])
+            window = None if (height, width) == tuple(x.shape[2:]) else (height, width)
         if (self.training and self.dropout1.p > 0) or (window is None and not pools_globally(pool)):
             return self._by_parts(x)
         return self.ops.naf_block(x, self.params(), self.norm1.eps, window)
@@ -180,6 +185,19 @@ class BankRetrieval(OperatorModule):
         if self.similarity == "published":
             return 1 / math.sqrt(query.shape[1:].numel())
         return self.log_scale.clamp(max=math.log(100.0)).exp()
+
+    def scores(self, queries: Tensor, keys: Tensor, counts: Tensor) -> Tensor:
+        """The scores of `forward` alone: flat queries [N, W, Ck * h * w], W of each image -> [N, W, T].
+
+        The mean over a task's slots is taken of its unit keys, which comes to the same.
+        """
+        wide = torch.promote_types(queries.dtype, torch.float32)
+        with torch.autocast(queries.device.type, enabled=False):  # as exact as in `forward`
+            used = torch.arange(keys.shape[1], device=keys.device) < counts[:, None]
+            unit_keys = nn.functional.normalize(keys.to(wide).flatten(2), dim=2) * used[:, :, None]
+            mean = unit_keys.sum(1) / counts.clamp(min=1)[:, None]
+            scores = self.scale(queries[:, 0]) * (nn.functional.normalize(queries.to(wide), dim=2) @ mean.T)
+        return scores.masked_fill(counts == 0, -torch.inf)
 
     def forward(
         self, query: Tensor, keys: Tensor, values: Tensor, counts: Tensor, task: Tensor | int | None = None

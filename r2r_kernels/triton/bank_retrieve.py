@@ -77,11 +77,7 @@ def _select(
     offsets = n * tasks * slots + t[:, None] * slots + s[None, :]
     similarity = tl.load(similarity_ptr + offsets, mask=used, other=float("-inf"))
 
-    # The mean of the k largest of each task, k the smallest count: of all of them where the counts agree.
-    smallest = tl.min(tl.where(counts > 0, counts, slots), 0)
-    largest = tl.sort(similarity, 1, descending=True)
-    among = (s < smallest)[None, :] & (counts > 0)[:, None]
-    scores = tl.sum(tl.where(among, largest, 0.0), 1) / smallest
+    scores = tl.sum(tl.where(used, similarity, 0.0), 1) / tl.maximum(counts, 1)
     scores = tl.where(counts > 0, scores, float("-inf"))
     tl.store(scores_ptr + n * tasks + t, scores, mask=t < tasks)
 

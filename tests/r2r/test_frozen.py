@@ -15,7 +15,7 @@ from torch import Tensor
 
 from r2r import R2R, InputError, fast
 from r2r.data.images import image_files, read_rgb
-from r2r.restoration import restore_photo, tile_side
+from r2r.tiling import restore_photo, tile_side
 from tests.conftest import TINY, fill_randomly
 
 TASKS = ("denoise", "derain", "dehaze")

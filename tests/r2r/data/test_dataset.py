@@ -270,7 +270,9 @@ def test_pairs_that_turn_out_to_differ_in_size(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"pairs": ()}, "x: no photo"),
-        ({"labels": ()}, "x: labels"),
+        ({"optional": (0,)}, "x: labels"),
+        ({"share": 0.0}, "x: share"),
+        ({"reduce": (0.5, 1.5)}, "x: reduce"),
         ({"labels": (1, 1)}, "x: labels"),
         ({"labels": (-1,)}, "x: labels"),
         ({"repeat": 0}, "x: repeat 0"),
