@@ -91,7 +91,7 @@ def pieces(rows: Path, dry: bool) -> list[Piece]:
         Piece("beyond", [*PYTEST, "--timeout=40", "-m", "gpu", "-k", BEYOND, "tests/r2r_kernels"], 40),
     ]
     # A machine without a GPU is slower, and may be busy.
-    return [replace(piece, limit=5 * piece.limit) if dry else piece for piece in found]
+    return [replace(piece, limit=10 * piece.limit) if dry else piece for piece in found]
 
 
 class Run:
