@@ -245,7 +245,9 @@ def main(argv: list[str] | None = None) -> int:
     unknown = set(given.pieces) - {piece.name for piece in known}
     if unknown:
         parser.error(f"no such piece: {', '.join(sorted(unknown))}; there are {', '.join(p.name for p in known)}")
-    run.rows.unlink(missing_ok=True)
+    if not given.pieces:
+        run.rows.unlink(missing_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         for piece in known:
             if given.pieces and piece.name not in given.pieces:

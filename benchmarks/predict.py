@@ -144,8 +144,10 @@ def block(size: Size, patch: Any) -> Iterator[Prediction]:
         if name in seen:
             continue
         seen.add(name)
-        k, options = launch.arguments, launch.options
+        k, threads = launch.arguments, 32 * launch.options.get("num_warps", 4)
         turns, streamed, under_way = 1, 0, 16
+        if "BM" in k:  # a tile of x, or of what else has as many channels
+            under_way = 2 * k["BM"] * c // threads
         if name == "norm_conv":
             turns = math.ceil(2 * math.ceil(c / k["BN"]) / k["SPLIT"])
             streamed = 4 * c * c // k["SPLIT"]
@@ -160,8 +162,8 @@ def block(size: Size, patch: Any) -> Iterator[Prediction]:
             turns, streamed = math.ceil(c / k["BC"]), 4 * c * k["parts"]
         elif name in ("depthwise", "gate_backward", "depthwise_backward", "first_half"):
             turns = math.ceil((k["rows"] + 2) / (1 if name == "first_half" else 3))
-            values = k["BW"] * k["BH"] // (32 * options.get("num_warps", 4))
-            under_way = 2 * 2 * 2 * values  # two rows of both halves
+            values = k["BW"] * (c if name == "first_half" else 4 * k["BH"]) // threads  # two rows of both halves
+            under_way = 2 * values
         elif name == "fold":
             turns = math.ceil(c / k["BC"])
         elif name == "unfold":
@@ -184,10 +186,10 @@ def others(size: Size, patch: Any) -> Iterator[Prediction]:
         return x.to(memory_format=torch.channels_last)
 
     vector = torch.empty(c, dtype=torch.bfloat16, device="meta")
-    (forward,) = _launches(patch, lambda: norm.forward(images(c), vector, vector, 1e-6))
-    yield predict("layer_norm_2d", size, layer_norm_2d(n, c, h, w, 2), forward)
-    (forward,) = _launches(patch, lambda: gate.forward(images(2 * c)))
-    yield predict("simple_gate", size, simple_gate(n, 2 * c, h, w, 2), forward, under_way=32)
+    (launch,) = _launches(patch, lambda: norm.forward(images(c), vector, vector, 1e-6))
+    yield predict("layer_norm_2d", size, layer_norm_2d(n, c, h, w, 2), launch, under_way=32)
+    (launch,) = _launches(patch, lambda: gate.forward(images(2 * c)))
+    yield predict("simple_gate", size, simple_gate(n, 2 * c, h, w, 2), launch, under_way=64)
 
 
 def table(found: list[Prediction]) -> list[str]:
@@ -204,11 +206,18 @@ def table(found: list[Prediction]) -> list[str]:
 FORWARD = ("first_half", "norm_conv", "depthwise", "attention", "second_half")
 
 
+def forward(size: Size, names: set[str]) -> list[str]:
+    """Of the launches at a size those of the forward. The two in place of a fused first half are the backward's."""
+    apart = ("norm_conv", "depthwise") if f"naf_block.first_half {size_name(size)}" in names else ()
+    return [f"naf_block.{part}" for part in FORWARD if part not in apart]
+
+
 def blocks(found: list[Prediction]) -> list[str]:
     """A frozen block at each size: its launches and their sum."""
+    names = {f"{one.name} {size_name(one.size)}" for one in found}
     lines = ["| block | launches | predicted | floor: the bytes or the products |", "|---|---|---|---|"]
     for size in dict.fromkeys(one.size for one in found if one.name.startswith("naf_block")):
-        parts = [one for one in found if one.size == size and one.name.removeprefix("naf_block.") in FORWARD]
+        parts = [one for one in found if one.size == size and one.name in forward(size, names)]
         n, c, h, w = size
         least = max(10 * n * c * h * w / COPY, 2 * n * c * h * w * (6 * c + 18) / PRODUCT)
         seconds = sum(one.seconds for one in parts)
@@ -222,7 +231,7 @@ def main() -> None:
         found += [one for size in (LEVELS[0], DEEP) for one in others(size, patch)]
     keys = {f"{one.name} {size_name(one.size)}": round(one.seconds * 1e6, 2) for one in found}
     for size in (*LEVELS, DEEP):
-        parts = [keys.get(f"naf_block.{part} {size_name(size)}", 0.0) for part in ("fold", *FORWARD)]
+        parts = [keys.get(f"{part} {size_name(size)}", 0.0) for part in ("naf_block.fold", *forward(size, set(keys)))]
         keys[f"naf_block {size_name(size)}"] = round(sum(parts), 2)
     PREDICTED.write_text(json.dumps(keys, indent=1) + "\n")
     text = PAGE.read_text()
