@@ -53,14 +53,12 @@ def fit(seen: Observations) -> tuple[Tensor, Tensor]:
 
     Raises InputError where a task has no image, or all of them.
     """
-    known = (seen.labels != 0.5) & seen.scores.isfinite()
-    lines = [
-        _logistic(
-            *(x[known[:, task]] for x in (seen.scores[:, task], seen.labels[:, task], seen.weights)), f"task {task}"
-        )
-        for task in range(seen.scores.shape[1])
-    ]
-    gain, offset = zip(*lines, strict=True)
+    gain, offset = [], []
+    for task in range(seen.scores.shape[1]):
+        known = (seen.labels[:, task] != 0.5) & seen.scores[:, task].isfinite()
+        line = _logistic(seen.scores[known, task], seen.labels[known, task], seen.weights[known], f"task {task}")
+        gain.append(line[0])
+        offset.append(line[1])
     return torch.tensor(gain), torch.tensor(offset)
 
 

@@ -11,7 +11,7 @@ import warnings
 from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -62,11 +62,19 @@ def main() -> None:
         print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; what was done so far is kept", file=sys.stderr)
-        sys.exit(130)
+        _interrupted()
+    except SystemExit as ending:
+        if ending.code == 130:  # typer's answer to a KeyboardInterrupt
+            _interrupted()
+        raise
     except BrokenPipeError:  # whoever read the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _interrupted() -> NoReturn:
+    print("interrupted; what was done so far is kept", file=sys.stderr)
+    sys.exit(130)
 
 
 def _terminate(number: int, frame: object) -> None:

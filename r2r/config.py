@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from r2r.data.sources import anchor
 from r2r.errors import InputError
 
 
@@ -51,11 +52,12 @@ class TrainConfig:
     """A training run; the defaults are the paper's (section 4.1) for three tasks.
 
     tasks: their names. data: training sources and validation: held-out sets, see `docs/training.md` for their keys.
-    preset: sizes of the model, `model` overrides single ones. In pretraining half of each batch is restored and half
-    builds the bank, in stage 0 during the first half of the epochs and in stage 1 during the second; in finetuning the
-    bank is frozen and the whole batch is restored. mislead: the share of mixtures' images that are restored with what
-    the bank holds for other tasks than theirs, half of them by the model's own choice, so that a wrong match costs
-    little. precision: fp32 or bf16. cache: GB of decoded photos that each worker keeps.
+    preset: sizes of the model, `model` overrides single ones. init: the folder of a model to start from; its sizes then
+    take the preset's place, tasks are those of the same name, others are new. In pretraining half of each batch is
+    restored and half builds the bank, in stage 0 during the first half of the epochs and in stage 1 during the second;
+    in finetuning the bank is frozen and the whole batch is restored. mislead: the share of mixtures' images that are
+    restored with what the bank holds for other tasks than theirs, half of them by the model's own choice, so that a
+    wrong match costs little. precision: fp32 or bf16. cache: GB of decoded photos that each worker keeps.
     """
 
     out: str = "runs/r2r"
@@ -63,6 +65,7 @@ class TrainConfig:
     data: list[Any] = field(default_factory=list)
     validation: list[Any] = field(default_factory=list)
     preset: str = "base"
+    init: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     pretrain: PhaseConfig = field(
         default_factory=lambda: PhaseConfig(epochs=240, warmup_epochs=15, horizon=270, batch_size=64)
@@ -85,8 +88,9 @@ class TrainConfig:
     validate_every: int = 1
 
 
-# may change between a run and its continuation
+# may change between a run and its continuation, as may the length and the rates of its phases
 FREE = ("out", "validation", "device", "eager", "workers", "cache", "log_every", "save_every", "validate_every")
+SCHEDULE = ("epochs", "lr", "final_lr", "hold", "horizon")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -110,18 +114,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
     assert isinstance(config, TrainConfig)
     if path is not None:
         for entry in (*config.data, *config.validation):
-            _anchor(entry, path.parent)
+            anchor(entry, path.parent)
+        assert isinstance(loaded, DictConfig)
+        if config.init and loaded.get("init") == config.init:
+            config.init = str(path.parent / Path(config.init).expanduser())
     _check(config)
     return config
-
-
-def _anchor(entry: Any, folder: Path) -> None:
-    for key in ("clean", "pairs", "root", "depth"):
-        given = entry.get(key) if isinstance(entry, dict) else None
-        if isinstance(given, str):
-            entry[key] = str(folder / Path(given).expanduser())
-        elif isinstance(given, list):
-            entry[key] = [str(folder / Path(one).expanduser()) for one in given]
 
 
 def _check(config: TrainConfig) -> None:

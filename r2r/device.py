@@ -6,20 +6,27 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 
 from r2r.errors import InputError
 
-_UNKNOWN_MEMORY = 4 * 2**30  # what is taken to be free where nothing tells
+_DEVICES = ("cpu", "cuda", "mps")
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto": a GPU where there is one. Raises InputError for a device that is not there."""
+    """ "auto": a GPU where there is one (CUDA, ROCm or Apple's). Raises InputError for a device that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r}; accepted: auto, {', '.join(_DEVICES)}, cuda:1 ...") from error
+    if device.type not in _DEVICES or (device.type != "cuda" and device.index):
+        raise InputError(f"device {name!r}; accepted: auto, {', '.join(_DEVICES)}, cuda:1 ...")
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
@@ -32,14 +39,13 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a GPU, or to this process on a CPU; 4 GiB where nothing tells."""
+    """Bytes free on a GPU, or to this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    free = [psutil.virtual_memory().available]
     with suppress(OSError, ValueError):  # a container's limit
         limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
         free.append(limit - used)
-    return min(free, default=_UNKNOWN_MEMORY)
+    return min(free)

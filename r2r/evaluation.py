@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from r2r.data.dataset import EvaluationPair, EvaluationPairs, Source
-from r2r.data.sources import build_source
+from r2r.data.sources import anchor, build_source
 from r2r.device import device_of
 from r2r.errors import InputError
 from r2r.metrics import MAX_PSNR, SSIM_WINDOW, centre_crop, expected_calibration_error, psnr, ssim
@@ -156,8 +156,8 @@ class Evaluation:
             quality.add_row(one.name, str(len(one.images)), *cells, f"{one.accuracy:.1%}", f"{one.untouched:.0%}")
         degraded = [one for one in self.sets if one.tasks]
         if len(degraded) > 1:
-            columns = zip(*((one.input, one.blind, one.told, one.misled) for one in degraded), strict=True)
-            means = [_mean([one for one in column if one]) if any(column) else None for column in columns]
+            kinds = zip(*((one.input, one.blind, one.told, one.misled) for one in degraded), strict=True)
+            means = [_mean([one for one in kind if one]) if any(kind) else None for kind in kinds]
             quality.add_section()
             quality.add_row("mean", "", *map(_cell, means), f"{self.accuracy:.1%}", "")
         console.print(quality)
@@ -193,7 +193,7 @@ def evaluation_set(source: Source, num_tasks: int, mixtures: bool = False, seed:
 def load_sets(path: str | Path, tasks: Sequence[str], mixtures: bool = False) -> list[EvaluationSet]:
     """The sets of a YAML file, `sets: [{name: ..., task: ..., pairs: DIR}, {task: ..., clean: DIR, sigma: 25}, ...]`.
 
-    The keys of a set are those of `r2r.data.sources.build_source`; folders are relative to where the program runs.
+    The keys of a set are those of `r2r.data.sources.build_source`; relative folders start at the file's.
     `seed` beside `sets` seeds what is synthesised. Raises InputError, naming the file, for anything else.
     """
     try:
@@ -214,6 +214,7 @@ def load_sets(path: str | Path, tasks: Sequence[str], mixtures: bool = False) ->
     for number, entry in enumerate(content["sets"], start=1):
         if not isinstance(entry, dict):
             raise InputError(f"{path}: set {number} is {entry!r}; accepted: keys and values, such as `task: denoise`")
+        anchor(entry, Path(path).parent)
         try:
             sets.append(evaluation_set(build_source(entry, tasks), len(tasks), mixtures, seed))
         except InputError as error:

@@ -61,7 +61,6 @@ def classification(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     if labels.dim() == 2:
         target = labels.to(finite)
         known = known & (target != 0.5)
-        target = target * (1 - smoothing) + 0.5 * smoothing
         losses = F.binary_cross_entropy_with_logits(finite, target, reduction="none")
         return torch.where(known, losses, 0).sum() / known.sum().clamp(min=1)
     log_probability = F.log_softmax(logits, dim=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -13,15 +12,17 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from r2r.amalgamator import Amalgamator, Residual
 from r2r.backbone import Decoder, Encoder
 from r2r.bank import DegradationBank
 from r2r.errors import InputError
+from r2r.files import umask
+from r2r.pretrained import CONFIG, WEIGHTS, read_config, read_weights
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
-from r2r_kernels.reference import Mode, area_resize, task_mask
+from r2r_kernels.reference import area_resize, task_mask
 
 Task = str | int | Sequence[str | int] | Tensor | None
 
@@ -206,14 +207,15 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         bank = self.bank
         told = self._told(task, query.shape[0], query.device)
         scores = bank.calibrated(self.vote(query))
-        mode: Mode = "multi" if self.mixtures else "hard"
-        chosen = task_mask(scores, told, mode)
+        blind = scores > 0 if self.mixtures else scores.argmax(1)
+        found = blind if told is None else told
+        taking: Tensor | None = found
+        if self.mixtures:  # where nothing was found the readout is not used, but it has to be one
+            taking = torch.where(found.any(1, keepdim=True), found, scores > -torch.inf)
+        elif told is None and self.retrieval.mode == "soft":
+            taking = None
         pooled = area_resize(query, bank.size, bank.size)
-        soft = told is None and self.retrieval.mode == "soft"
-        readout, _ = self.retrieval(pooled, bank.keys, bank.values, bank.counts, None if soft else chosen)
-        if not self.mixtures:
-            return Match(readout, scores.argmax(1) if told is None else told, scores)
-        found = chosen if told is not None else scores > 0
+        readout, _ = self.retrieval(pooled, bank.keys, bank.values, bank.counts, taking)
         return Match(readout, found, scores)
 
     def probabilities(self, scores: Tensor) -> Tensor:
@@ -390,15 +392,17 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
                 kwargs.setdefault("config", self.config)
+                kwargs.setdefault("repo_id", folder.resolve().name)  # on the Hub; not the name of the folder beside
                 url = super().save_pretrained(beside, **kwargs)
                 for written in sorted(Path(beside).iterdir(), reverse=True):  # the weights before their config
+                    written.chmod(0o666 & ~umask())
                     os.replace(written, folder / written.name)
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot save the model in {folder}: {error}") from error
         return url
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_file({name: x.contiguous() for name, x in self.state_dict().items()}, save_directory / "model.safetensors")
+        save_file({name: x.contiguous() for name, x in self.state_dict().items()}, save_directory / WEIGHTS)
 
     @classmethod
     def from_pretrained(
@@ -415,26 +419,17 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         if folder.is_absolute() or len(folder.parts) != 2:
             raise InputError(f"{folder} is not a model: no such folder")
         try:
-            folder = Path(
-                snapshot_download(str(folder), allow_patterns=["config.json", "model.safetensors"], **download)
-            )
+            folder = Path(snapshot_download(str(folder), allow_patterns=[CONFIG, WEIGHTS], **download))
         except Exception as error:  # the hub's errors have no common base
             raise InputError(f"{folder} is neither a folder nor a model on the Hub: {error}") from error
         return cls._from_folder(folder, map_location)
 
     @classmethod
     def _from_folder(cls, folder: Path, device: str) -> R2R:
-        weights = folder / "model.safetensors"
-        try:
-            config = json.loads((folder / "config.json").read_text())
-            state = load_file(weights, device=device)
-            model = cls(**config).to(device)
-        except FileNotFoundError as error:
-            raise InputError(f"{folder} is not a model: {Path(error.filename or weights).name} is missing") from error
-        except SafetensorError as error:
-            raise InputError(f"{weights} cannot be read, it is damaged or cut short: {error}") from error
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{folder / 'config.json'} does not describe an R2R model: {error}") from error
+        weights = folder / WEIGHTS
+        config = read_config(folder, cls)
+        state = read_weights(folder, config, cls)
+        model = cls(**config).to(device)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -447,7 +442,7 @@ def _mirrored(x: Tensor, down: int, across: int) -> Tensor:
     """x [N, C, H, W] with that many more rows below and columns to the right, mirrored at the border, however small."""
     for dim, more in ((2, down), (3, across)):
         length = x.shape[dim]
-        if more:
+        if torch.compiler.is_exporting() or more:  # a program is to hold for both cases
             index = torch.arange(length + more, device=x.device) % max(2 * length - 2, 1)
             x = x.index_select(dim, torch.where(index < length, index, 2 * length - 2 - index))
     return x

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from r2r import fast, ranks
-from r2r.config import FREE, PhaseConfig, TrainConfig
+from r2r.config import FREE, SCHEDULE, PhaseConfig, TrainConfig
 from r2r.data.dataset import TrainingPairs, worker_init
 from r2r.data.sampler import EpochSampler
 from r2r.data.sources import build_source
@@ -70,15 +70,46 @@ def learning_rate(phase: PhaseConfig, epoch: float) -> float:
 
 
 def build_model(config: TrainConfig, mixtures: bool) -> R2R:
-    """The model a configuration describes, with weights that follow from its seed."""
+    """The model a configuration describes, with weights that follow from its seed, or are those of `config.init`."""
     if config.preset not in PRESETS:
         raise InputError(f"unknown preset {config.preset!r}; accepted: {', '.join(PRESETS)}")
+    initial = R2R.from_pretrained(config.init) if config.init else None
+    sizes = PRESETS[config.preset] if initial is None else {**initial.config, "amalgamator": True}
+    sizes = {**sizes, "mixtures": mixtures, **config.model, "tasks": config.tasks}
     torch.manual_seed(config.seed)
     kind = R2R if config.eager else fast.R2R
     try:
-        return kind(tasks=config.tasks, **{**PRESETS[config.preset], "mixtures": mixtures, **config.model})
+        model = kind(**sizes)
     except (TypeError, ValueError) as error:
         raise InputError(f"model: {error}") from error
+    if initial is not None:
+        _start_from(initial, model, config.init)
+    return model
+
+
+BY_TASK = ("bank.", "amalgamator.classifier.", "amalgamator.key_slots.", "amalgamator.value_slots.")
+"""Beginnings of the names of tensors with a row for each task."""
+
+
+def _start_from(initial: R2R, model: R2R, name: str) -> None:
+    """Copy the weights and the bank of `initial`, tasks by name; an amalgamator that it lacks stays as it is."""
+    given, state = initial.state_dict(), model.state_dict()
+    places = [(model.tasks.index(task), row) for row, task in enumerate(initial.tasks) if task in model.tasks]
+    if initial.bank.keys.shape[1] != model.bank.keys.shape[1]:
+        raise InputError(
+            f"{name} holds {initial.bank.keys.shape[1]} slots a task, which a capacity of another model made"
+        )
+    for key, own in state.items():
+        if key not in given:
+            continue
+        by_task = key.startswith(BY_TASK)
+        if own.shape[by_task:] != given[key].shape[by_task:]:
+            raise InputError(f"{name} does not fit: {key} is {[*given[key].shape]}, here {[*own.shape]}")
+        if not by_task:
+            own.copy_(given[key])
+        for place, row in places if by_task else ():
+            own[place] = given[key][row]
+    model.load_state_dict(state)
 
 
 class Trainer:
@@ -255,6 +286,11 @@ class Trainer:
     def _enter_finetuning(self) -> None:
         """Freeze the bank and start with a new optimiser on what is left to train."""
         if self.config.finetune.epochs:
+            lacking = [
+                t for t, count in zip(self.model.tasks, self.model.bank.counts.tolist(), strict=True) if not count
+            ]
+            if lacking:
+                raise InputError(f"the bank holds nothing for {', '.join(lacking)}; pretrain.epochs above 0 fills it")
             self.model.freeze_bank()
             if self.ema is not None:
                 self._averaged_model(self.ema).amalgamator = None
@@ -379,12 +415,12 @@ class Trainer:
             state = torch.load(checkpoint, map_location=self.device, weights_only=True)
         except Exception as error:
             raise InputError(f"{checkpoint} cannot be read: {str(error).splitlines()[0]}") from error
-        ours = _settings(self.config)
-        changed = [key for key in ours if ours[key] != state["config"].get(key)]
+        ours, theirs = _settings(self.config), _without_schedule(state["config"])
+        changed = [key for key in ours if ours[key] != theirs.get(key)]
         if changed:
             key = changed[0]
             raise InputError(
-                f"{self.out} holds a run with {key} = {state['config'].get(key)}, now it is {ours[key]}; "
+                f"{self.out} holds a run with {key} = {theirs.get(key)}, now it is {ours[key]}; "
                 "use another out folder or the same settings"
             )
         self.phase, self.epoch, self.batch, self.step, self.best = state["position"]
@@ -439,7 +475,16 @@ class Tally:
 def _settings(config: TrainConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items() if key not in FREE}
+    return _without_schedule({str(key): value for key, value in settings.items() if key not in FREE})
+
+
+def _without_schedule(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings less what may be changed to make a run longer or shorter."""
+    phases = {
+        name: {key: value for key, value in settings[name].items() if key not in SCHEDULE}
+        for name in ("pretrain", "finetune")
+    }
+    return {**settings, **phases}
 
 
 def _short(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any, Literal
 
@@ -192,7 +193,8 @@ class BankRetrieval(OperatorModule):
         The mean over a task's slots is taken of its unit keys, which comes to the same.
         """
         wide = torch.promote_types(queries.dtype, torch.float32)
-        with torch.autocast(queries.device.type, enabled=False):  # as exact as in `forward`
+        kind = queries.device.type
+        with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):  # as exact as in `forward`
             used = torch.arange(keys.shape[1], device=keys.device) < counts[:, None]
             unit_keys = nn.functional.normalize(keys.to(wide).flatten(2), dim=2) * used[:, :, None]
             mean = unit_keys.sum(1) / counts.clamp(min=1)[:, None]

@@ -342,7 +342,9 @@ class Jpeg(Degradation):
         how = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
         pixels = np.rint(photo * 255).astype(np.uint8)
         _, code = cv2.imencode(".jpg", np.ascontiguousarray(pixels[..., ::-1]), how)
-        return cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1].astype(np.float32) / 255
+        decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
+        assert decoded is not None
+        return decoded[..., ::-1].astype(np.float32) / 255
 
 
 @dataclass(frozen=True)
@@ -517,7 +519,7 @@ def _flake(radius: float, fall: float, angle: float, rng: np.random.Generator) -
 
 def _coarser(noise: np.ndarray, grain: float) -> np.ndarray:
     """White noise [H, W, 3] smoothed to grains of this diameter in pixels, with the same deviation."""
-    spread = (grain - 1) / 2.355 + 1e-3
+    spread = max(math.sqrt(grain**2 - 1) / 2.355, 0.1)  # a pixel is one wide itself
     reach = math.ceil(3 * spread)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / spread) ** 2)
     kernel /= np.sqrt((kernel**2).sum())  # keeps the variance of white noise

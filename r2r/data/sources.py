@@ -70,9 +70,19 @@ def build_source(entry: Mapping[str, Any], tasks: Sequence[str]) -> Source:
     )
 
 
+def anchor(entry: Any, folder: Path) -> None:
+    """Make the relative folders of a data source, or an evaluation set, start at `folder`."""
+    for key in ("clean", "pairs", "root", "depth"):
+        given = entry.get(key) if isinstance(entry, dict) else None
+        if isinstance(given, str):
+            entry[key] = str(folder / Path(given).expanduser())
+        elif isinstance(given, list):
+            entry[key] = [str(folder / Path(one).expanduser()) for one in given]
+
+
 def _names(entry: Mapping[str, Any], key: str) -> list[str]:
     named = entry.get(key)
-    return [named] if isinstance(named, str) else list(named or ())
+    return [str(named)] if isinstance(named, str | Path) else list(named or ())
 
 
 def _number(entry: Mapping[str, Any], key: str) -> float | None:
@@ -83,12 +93,12 @@ def _number(entry: Mapping[str, Any], key: str) -> float | None:
 
 
 def _span(entry: Mapping[str, Any], key: str) -> tuple[float, float]:
+    text = str(entry.get(key, 1))
+    low, _, high = text.partition("..")
     try:
-        low, *high = map(float, str(entry.get(key, 1)).split(".."))
-        (high,) = high or [low]
+        return float(low), float(high or low)
     except ValueError:
-        raise InputError(f"{key} is {entry[key]!r} in a data source; accepted: a number or low..high") from None
-    return low, high
+        raise InputError(f"{key} is {text!r} in a data source; accepted: a number or low..high") from None
 
 
 def _spec(entry: Mapping[str, Any], names: Sequence[str]) -> str:
