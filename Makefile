@@ -1,9 +1,13 @@
+<<<<<<< HEAD
 # make demo: restore photos and look at them.  make demo-train: train a small model first.  make test: all checks.
+=======
+# make demo: train a small model here and look at what it restores.  make test: all checks.
+# make compat: the extension and the kernels with every PyTorch and Triton supported; downloads 800 MB, takes an hour.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo demo-train test lint bench clean
+.PHONY: demo demo-train test lint bench compat clean
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -24,6 +28,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+compat: $(STAMP)
+	$(BIN)/python -m tests.r2r_kernels.compat
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --quick

@@ -306,11 +306,14 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         self._check_images(lq, "lq")
         if not 0 <= strength <= 1:
             raise InputError(f"strength must be in 0..1, got {strength}")
-        if lq.numel() and not bool(((lq >= 0) & (lq <= 1)).all()):
-            bad = "NaN or infinity" if not bool(lq.isfinite().all()) else f"{lq.amin():.4g} to {lq.amax():.4g}"
-            raise InputError(f"lq must hold values in [0, 1], got {bad}")
         self._check_bank()
-        image, chosen, scores = self._restored(lq, self._told(task, lq.shape[0], lq.device))
+        told = self._told(task, lq.shape[0], lq.device)
+        fine = ((lq >= 0) & (lq <= 1)).all()
+        if not lq.is_cuda:
+            self._check_values(lq, fine)
+        image, chosen, scores = self._restored(lq, told)
+        if lq.is_cuda:  # asked once all work is under way: the GPU must not wait for the host
+            self._check_values(lq, fine)
         return Restoration(image if strength == 1 else torch.lerp(lq, image, strength), chosen, scores)
 
     def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
@@ -346,6 +349,11 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             raise TypeError(f"{name} must be a float tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         if x.dim() != 4 or x.shape[1] != 3 or not x.shape[2] or not x.shape[3]:
             raise ValueError(f"{name} must be [N, 3, H, W] with H, W >= 1, got {[*x.shape]}")
+
+    def _check_values(self, lq: Tensor, fine: Tensor) -> None:
+        if lq.numel() and not bool(fine):
+            bad = "NaN or infinity" if not bool(lq.isfinite().all()) else f"{lq.amin():.4g} to {lq.amax():.4g}"
+            raise InputError(f"lq must hold values in [0, 1], got {bad}")
 
     def _check_labels(self, labels: Tensor, number: int, name: str) -> None:
         wanted = (number, len(self.tasks)) if self.mixtures else (number,)
