@@ -1,7 +1,4 @@
-<<<<<<< HEAD
 # make demo: restore photos and look at them.  make demo-train: train a small model first.  make test: all checks.
-=======
-# make demo: train a small model here and look at what it restores.  make test: all checks.
 # make compat: the extension and the kernels with every PyTorch and Triton supported; downloads 800 MB, takes an hour.
 PYTHON ?= python3
 BIN := .venv/bin

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -57,12 +58,20 @@ def find_torch() -> tuple[Path, str]:
     )
 
 
-def find_compiler() -> str:
+def find_compiler() -> list[str]:
+    """The C++ compiler as a command: CXX may hold a launcher before it and flags behind, as in "ccache g++ -m64"."""
     wanted = os.environ.get("CXX")
-    for name in (wanted,) if wanted else ("c++", "g++"):
-        if path := shutil.which(name):
-            return path
+    for command in (shlex.split(wanted),) if wanted else (["c++"], ["g++"]):
+        if command and (path := shutil.which(command[0])):
+            return [path, *command[1:]]
     raise BuildError(f"CXX={wanted} was not found" if wanted else "no C++ compiler was found (set CXX)")
+
+
+def host_compiler(command: list[str]) -> str:
+    """What of `find_compiler` nvcc takes: the compiler itself, with its flags passed on."""
+    words = [word for word in command if not word.startswith("-")]
+    flags = [f"-Xcompiler {in_command(word)}" for word in command if word.startswith("-")]
+    return " ".join([f"-ccbin {in_command(words[-1])}", *flags])
 
 
 def find_nvcc() -> Path | None:
@@ -100,7 +109,7 @@ def jobs() -> int:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+    except (AttributeError, ValueError, OSError):
         memory = JOB_BYTES
     return max(1, min(processors, memory // JOB_BYTES))
 
@@ -128,9 +137,9 @@ def compile_extension(output: Path, work: Path) -> None:
     cuda = find_nvcc() if cuda_sources else None
     architectures = (os.environ.get("TORCH_CUDA_ARCH_LIST") or known_architectures(cuda / "bin/nvcc")) if cuda else ""
 
-    shown = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
+    shown = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
     facts = {
-        "COMPILER": (shown or [compiler])[0],
+        "COMPILER": (shown or compiler)[0],
         "FLAGS": FLAGS,
         "TORCH": version,
         "CUDA_ARCHITECTURES": architectures,
@@ -139,15 +148,14 @@ def compile_extension(output: Path, work: Path) -> None:
     includes: list[str | Path] = [pybind11.get_include(), torch / "include", sysconfig.get_path("include")]
     common = " ".join([TARGET, *(f"-isystem {in_command(folder)}" for folder in includes)])
     lines = [
-        f"cxx = {in_command(compiler)}",
+        f"cxx = {' '.join(map(in_command, compiler))}",
         f"rule cxx\n  command = $cxx -MMD -MF $out.d {FLAGS} $flags -c $in -o $out\n  depfile = $out.d",
         f"rule link\n  command = $cxx -shared $in -o $out -L{in_command(torch / 'lib')} -ltorch_cpu $libraries",
     ]
     libraries = ""
     if cuda:
-        nvcc = (
-            f"{in_command(cuda / 'bin/nvcc')} -ccbin $cxx -std=c++20 -O3 -Xcompiler -fPIC {cuda_flags(architectures)}"
-        )
+        program = f"{in_command(cuda / 'bin/nvcc')} {host_compiler(compiler)}"
+        nvcc = f"{program} -std=c++20 -O3 -Xcompiler -fPIC {cuda_flags(architectures)}"
         lines.append(
             f"rule nvcc\n  command = {nvcc} -MD -MF $out.d {common} -DUSE_CUDA -c $in -o $out\n  depfile = $out.d"
         )
@@ -178,6 +186,13 @@ def compile_extension(output: Path, work: Path) -> None:
     os.replace(work / output.name, output)
 
 
+def tell(line: str) -> None:
+    """Say it in the build's log, and, as pip shows no log where a build ends well, on the terminal itself."""
+    print(line, file=sys.stderr)
+    with suppress(OSError), open("CON" if os.name == "nt" else "/dev/tty", "w") as terminal:
+        terminal.write(f"\n{line}\n")
+
+
 class BuildExtension(build_ext):
     """Compiles the one extension, or says in the package why there is none."""
 
@@ -194,13 +209,14 @@ class BuildExtension(build_ext):
         try:
             compile_extension(output, Path(self.build_temp).resolve() / "ninja")
         except (BuildError, ImportError, OSError) as error:
-            print(f"r2r_kernels: no native operators: {error}", file=sys.stderr)
+            tell(f"r2r_kernels: no native operators: {error}")
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "_C_missing.txt").write_text(f"{error}\n")
 
 
 setup(
+    license="Apache-2.0",
     ext_modules=[Extension("r2r_kernels._C", SOURCES, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": BuildExtension},
     package_data={"r2r_kernels": ["_C_missing.txt", "configs/*"], "r2r.weights": ["default/*"]},

@@ -10,7 +10,7 @@ import sys
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from r2r.model import R2R
 
 
-class LogFormat(str, Enum):
+EXTRAS = {"tensorboard": "train", "matplotlib": "demo", "sklearn": "demo"}  # packages that few commands need
+
+
+class LogFormat(StrEnum):
     TEXT = "text"
     JSON = "json"
 
@@ -40,6 +43,14 @@ def _gigabytes(value: float | None) -> float | None:
     if value is not None and not 0 < value < 1e6:
         raise InputError(f"--memory {value}: accepted are gigabytes, more than 0")
     return value
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import r2r
+
+        console.print(r2r.__version__)
+        raise typer.Exit
 
 
 app = typer.Typer(
@@ -74,6 +85,12 @@ def main() -> None:
     except InputError as error:
         print(f"error: {printable(error)}", file=sys.stderr)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(f"error: this needs the package {error.name}: pip install 'r2r-restore[{extra}]'", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as ending:
@@ -92,6 +109,13 @@ def _interrupted() -> NoReturn:
 
 def _terminate(number: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
 
 
 def _load(model: Path, device: str, eager: bool) -> R2R:

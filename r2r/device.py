@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -49,3 +50,14 @@ def free_memory(device: torch.device) -> int:
         limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
         free.append(limit - used)
     return min(free)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that were taken so far: on a GPU by tensors, on a CPU by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from r2r.data.dataset import EvaluationPair, EvaluationPairs, Source
 from r2r.data.sources import anchor, build_source
-from r2r.device import device_of
+from r2r.device import device_of, peak_memory
 from r2r.errors import InputError
 from r2r.metrics import MAX_PSNR, SSIM_WINDOW, centre_crop, expected_calibration_error, psnr, ssim
 from r2r.model import R2R
@@ -259,7 +257,7 @@ def evaluate(
         results.append(_set_result(one, model.tasks, images))
     number = sum(len(one.images) for one in results)
     return Evaluation(
-        model.tasks, tuple(results), parameters, gmacs, seconds / number, _peak_memory(where), _device_name(where)
+        model.tasks, tuple(results), parameters, gmacs, seconds / number, peak_memory(where), _device_name(where)
     )
 
 
@@ -374,12 +372,6 @@ def _size(model: R2R) -> tuple[int, float]:
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _device_name(device: torch.device) -> str:

@@ -18,6 +18,7 @@ from typing import IO
 
 import torch
 
+import r2r_kernels
 from r2r.data.images import Photo, read_photo, write_photo
 from r2r.device import device_of
 from r2r.errors import InputError
@@ -25,7 +26,6 @@ from r2r.inputs import plan_outputs, unreadable
 from r2r.model import R2R, Task
 from r2r.report import REPORT, FileResult, RestorationReport, read_done
 from r2r.tiling import restore_photo, tile_side
-from r2r_kernels import __version__
 
 _WRITING = 2  # files that wait to be written
 
@@ -124,7 +124,9 @@ def prepare(
 def fingerprint(model: R2R, task: Task = None, output: Output = Output()) -> str:
     """Of everything that decides what an output looks like: the model, the settings, the version of this package."""
     digest = hashlib.sha256()
-    digest.update(json.dumps([__version__, model.config, str(task), output.file_format, output.quality]).encode())
+    digest.update(
+        json.dumps([r2r_kernels.__version__, model.config, str(task), output.file_format, output.quality]).encode()
+    )
     for name, x in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
