@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from contextlib import suppress
 from itertools import chain
@@ -61,3 +62,14 @@ def peak_memory(device: torch.device) -> int:
     except ImportError:  # Windows
         return psutil.Process().memory_info().peak_wset
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def resident_memory() -> int:
+    """Bytes that this process holds now."""
+    return psutil.Process().memory_info().rss
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what was freed but is kept for later, where the C library can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -19,8 +19,8 @@ from typing import IO
 import torch
 
 import r2r_kernels
-from r2r.data.images import Photo, read_photo, write_photo
-from r2r.device import device_of
+from r2r.data.images import Photo, memory_to_read, read_photo, write_photo
+from r2r.device import device_of, release_freed_memory, resident_memory
 from r2r.errors import InputError
 from r2r.inputs import plan_outputs, unreadable
 from r2r.model import R2R, Task
@@ -107,7 +107,7 @@ def prepare(
 ) -> tuple[RestorationReport, list[tuple[Path, Path]]]:
     """What `restore_files` starts from: a report of what is done already, and what is left to do. Writes nothing."""
     plan = plan_outputs(inputs, out, output.file_format)
-    tile_side(model, memory)  # raises for too little memory
+    tile_side(model, _Memory(model, memory).activations())  # raises for too little memory
     model.restore(torch.zeros(1, 3, 1, 1, device=device_of(model)), task)  # raises for a bad task, an empty bank
     settings = fingerprint(model, task, output)
     done = {} if overwrite else read_done(Path(out, REPORT), settings)
@@ -142,6 +142,35 @@ def _is_done(source: Path, target: Path, result: FileResult) -> bool:
     return there and (str(target), now.st_size, now.st_mtime_ns) == (result.output, result.size, result.modified)
 
 
+class _Memory:
+    """How much of the memory that was asked for is left. On a CPU the whole process counts, on a GPU what is there."""
+
+    def __init__(self, model: R2R, limit: int | None) -> None:
+        self.limit = limit
+        self.shared = device_of(model).type == "cpu"
+
+    def activations(self) -> int | None:
+        """Bytes that are left for the network, the photo having been read."""
+        if self.limit is None or not self.shared:
+            return self.limit
+        return max(0, self.limit - resident_memory() - self.limit // 8)  # an eighth is for what is read and written
+
+    def is_large(self, source: Path) -> bool:
+        """Whether a photo is to be the only one in memory."""
+        return self.limit is not None and self.shared and memory_to_read(source) > self.limit // 16
+
+    def check(self, source: Path) -> None:
+        """Raises InputError where reading the photo would take more than is left."""
+        if self.limit is None or not self.shared:
+            return
+        needed, held = memory_to_read(source), resident_memory()
+        if held + needed > self.limit:
+            raise InputError(
+                f"reading it takes about {needed / 1e9:.1f} GB beside the {held / 1e9:.1f} GB of the program, "
+                f"more than the {self.limit / 1e9:g} GB of --memory"
+            )
+
+
 @dataclass
 class _Job:
     """A file on its way: read, restored in place, written."""
@@ -165,29 +194,43 @@ def _restore_all(
     output: Output,
     finish: Callable[[FileResult], object],
 ) -> None:
-    """While one photo is restored, the next one is read and the last ones are written."""
+    """While one photo is restored, the next one is read and the last ones are written; a large one is alone."""
+    room = _Memory(model, memory)
     writing: deque[Future[_Job]] = deque()
+
+    def finish_writing(waiting: int) -> None:
+        while len(writing) > waiting or (writing and writing[0].done()):
+            finish(writing.popleft().result().result)
+
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(_WRITING) as writers:
         try:
-            reading = [reader.submit(_read, *pair) for pair in todo[:1]]
-            for index in range(len(todo)):
-                job = reading.pop().result()
-                reading = [reader.submit(_read, *pair) for pair in todo[index + 1 : index + 2]]
-                job = _restore(job, model, task, memory)
+            reading: Future[_Job] | None = None
+            for index, (source, target) in enumerate(todo):
+                alone = room.is_large(source)
+                if alone:
+                    finish_writing(0)
+                job = reading.result() if reading else _read(source, target, room)
+                following = todo[index + 1 : index + 2]
+                reading = None
+                if not alone and following and not room.is_large(following[0][0]):
+                    reading = reader.submit(_read, *following[0], room)
+                job = _restore(job, model, task, room)
                 writing.append(writers.submit(_write, job, output))
-                while len(writing) > _WRITING or (writing and writing[0].done()):
-                    finish(writing.popleft().result().result)
+                del job  # the photo goes when it is written
+                finish_writing(0 if alone else _WRITING)
+                if alone:
+                    release_freed_memory()
         finally:
-            while writing:  # an interruption too waits for what is being written
-                finish(writing.popleft().result().result)
+            finish_writing(0)  # an interruption too waits for what is being written
 
 
-def _read(source: Path, target: Path) -> _Job:
+def _read(source: Path, target: Path, room: _Memory) -> _Job:
     start = time.perf_counter()
     job = _Job(FileResult(str(source), str(target)))
     try:
         now = source.stat()
         job.result = replace(job.result, size=now.st_size, modified=now.st_mtime_ns)
+        room.check(source)
         photo = read_photo(source)
     except Exception as error:  # whatever a decoder does to one file, the others are still to come
         return job.failed(error, time.perf_counter() - start)
@@ -196,12 +239,12 @@ def _read(source: Path, target: Path) -> _Job:
     return _Job(replace(job.result, height=height, width=width, seconds=seconds), photo)
 
 
-def _restore(job: _Job, model: R2R, task: Task, memory: int | None) -> _Job:
+def _restore(job: _Job, model: R2R, task: Task, room: _Memory) -> _Job:
     if job.photo is None:
         return job
     start = time.perf_counter()
     try:
-        restored = restore_photo(model, job.photo.pixels, task, memory, out=job.photo.pixels)
+        restored = restore_photo(model, job.photo.pixels, task, room.activations(), out=job.photo.pixels)
     except Exception as error:  # RuntimeError for want of memory above all
         return job.failed(error, time.perf_counter() - start)
     scores = {name: score if math.isfinite(score) else None for name, score in restored.scores.items()}

@@ -27,6 +27,9 @@ _BLEND = 32  # pixels over which one tile turns into the next
 # The kernels take less (9 on a CPU), but the fast model is to cut the same tiles, so that its answers are the same.
 _FLOATS_PER_PIXEL = 21
 
+# Of the rows of tiles that are being blended, for each pixel: twice in floats, and what storing them takes.
+_BYTES_PER_BAND_PIXEL = 64
+
 # The default budget of a tile. Constant, so that a photo gives the same result on most machines, and no larger, as the
 # eager model's time for a pixel doubles on a CPU from tiles of 512^2 to 1536^2.
 DEFAULT_MEMORY = 2 * 2**30
@@ -83,6 +86,7 @@ def restore_photo(
         tiles = 1
     else:
         budget = free_memory(device) // 2 if memory is None else memory
+        side = tile_side(model, memory, across=width)
         chosen, scores, tiles = _restore_tiled(model, pixels, out, side, task, strength, budget)
     taking_part = chosen[0] if chosen.dtype == torch.bool else torch.arange(len(model.tasks), device=device) == chosen
     return RestoredPhoto(
@@ -136,15 +140,18 @@ def _store(image: Tensor, out: np.ndarray) -> None:
     out[...] = from_float(values.permute(1, 2, 0).cpu().numpy(), out.dtype)
 
 
-def tile_side(model: R2R, memory: int | None = None) -> int:
-    """Side in pixels of the largest square that `memory` bytes restore at once. Raises InputError for too few."""
-    bytes_per_pixel = _bytes_per_pixel(model)
-    least = _SMALLEST_TILE**2 * bytes_per_pixel
+def tile_side(model: R2R, memory: int | None = None, across: int = 0) -> int:
+    """Side in pixels of the largest square that `memory` bytes restore at once; across: width of the photo that the
+    squares are cut from, of which a band is held too. Raises InputError for too few bytes."""
+    bytes_per_pixel, band = _bytes_per_pixel(model), _BYTES_PER_BAND_PIXEL * across
+    least = _SMALLEST_TILE * (_SMALLEST_TILE * bytes_per_pixel + band)
     if memory is None:
+        band = 0  # the default does not depend on the photo
         memory = max(least, min(DEFAULT_MEMORY, free_memory(device_of(model)) // 2))
     if memory < least:
         raise InputError(f"memory of {memory} bytes; this model needs {least} or more")
-    return math.isqrt(memory // bytes_per_pixel) // model.stride * model.stride
+    side = (math.isqrt(band**2 + 4 * bytes_per_pixel * memory) - band) // (2 * bytes_per_pixel)
+    return side // model.stride * model.stride
 
 
 def _bytes_per_pixel(model: R2R) -> int:
@@ -240,6 +247,7 @@ def _assemble_query(
     room = budget - _bytes_per_pixel(model) * max(
         (y.stop - y.start) * (x.stop - x.start) for y in rows for x in columns
     )
+    room -= query.nbytes + _BYTES_PER_BAND_PIXEL * padded[1] * max(y.stop - y.start for y in rows)
     for y in rows:
         for x in columns:
             y_weight, x_weight = (F.avg_pool1d(one.weight[None], stride)[0].to(device) for one in (y, x))

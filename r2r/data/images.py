@@ -143,6 +143,19 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return (height, width) if orientation < 5 else (width, height)
 
 
+def memory_to_read(path: str | Path) -> int:
+    """Roughly how many bytes it takes to decode or to encode a file, the photo included; 0 where its size cannot be
+    told."""
+    path = Path(path)
+    try:
+        height, width = image_size(path)
+        stored = path.stat().st_size
+    except (InputError, OSError):
+        return 0
+    deep = stored > 4 * height * width or path.suffix.lower() in (*FORMATS["TIFF"].suffixes, *RAW_SUFFIXES)
+    return stored + (20 if deep else 9) * height * width
+
+
 def read_rgb(path: str | Path) -> np.ndarray:
     """The colours of an image file: float32 [H, W, 3] in [0, 1], upright, with the precision of the file.
 

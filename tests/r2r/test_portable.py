@@ -41,6 +41,7 @@ def python(program: str, *arguments: object, **environment: str) -> subprocess.C
         [sys.executable, "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
+        errors="backslashreplace",
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         timeout=300,
     )
