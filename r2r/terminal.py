@@ -83,7 +83,7 @@ class RestorationDisplay:
         else:
             scores = "  ".join(f"{name} {'-' if s is None else format(s, '.2f')}" for name, s in result.scores.items())
             tiles = f", {result.tiles} tiles" if result.tiles and result.tiles > 1 else ""
-            found = (" + ".join(result.tasks), "bold")
+            found = (" + ".join(result.tasks) or "nothing found", "bold")
             self._say(f"{printable(result.input)}: ", found, f" ({scores}) in {result.seconds:.1f} s{tiles}")
 
     def plan(self, report: RestorationReport, todo: Sequence[tuple[Path, Path]]) -> None:
