@@ -36,7 +36,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx512_bf16"] = INSTRUCTION_SETS["avx512"] + " -mavx512bf16"
 FLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi"
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable interface of torch 2.10
-CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+CUDA_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")  # as far as nvcc knows them, the last also as PTX
 JOB_BYTES = 2 << 30  # memory that one compiler may take
 
 
@@ -84,6 +84,13 @@ def find_nvcc() -> Path | None:
     return Path(top.group(1)) if top else None
 
 
+def known_architectures(nvcc: Path) -> str:
+    """Those of CUDA_ARCHITECTURES that this nvcc compiles for, as a list for `cuda_flags`."""
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+    known = [one for one in CUDA_ARCHITECTURES if f"sm_{one.replace('.', '')}" in listed]
+    return ";".join(known or CUDA_ARCHITECTURES) + "+PTX"
+
+
 def cuda_flags(architectures: str) -> str:
     """Code generation flags for a list such as "8.0;9.0+PTX"."""
     flags = []
@@ -128,7 +135,7 @@ def compile_extension(output: Path, work: Path) -> None:
         raise BuildError("ninja was not found")
     cuda_sources = [source for source in SOURCES if source.endswith(".cu")]
     cuda = find_nvcc() if cuda_sources else None
-    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES if cuda else ""
+    architectures = (os.environ.get("TORCH_CUDA_ARCH_LIST") or known_architectures(cuda / "bin/nvcc")) if cuda else ""
 
     shown = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
     facts = {
@@ -137,11 +144,12 @@ def compile_extension(output: Path, work: Path) -> None:
         "TORCH": version,
         "CUDA_ARCHITECTURES": architectures,
     }
-    includes: list[str | Path] = [torch / "include", sysconfig.get_path("include"), pybind11.get_include()]
+    # pybind11 before PyTorch's copy of it, which up to torch 2.11 refuses to be included beside the stable interface.
+    includes: list[str | Path] = [pybind11.get_include(), torch / "include", sysconfig.get_path("include")]
     common = " ".join([TARGET, *(f"-isystem {in_command(folder)}" for folder in includes)])
     lines = [
         f"cxx = {' '.join(map(in_command, compiler))}",
-        f"rule cxx\n  command = $cxx -MMD -MF $out.d {FLAGS} $flags {common} -c $in -o $out\n  depfile = $out.d",
+        f"rule cxx\n  command = $cxx -MMD -MF $out.d {FLAGS} $flags -c $in -o $out\n  depfile = $out.d",
         f"rule link\n  command = $cxx -shared $in -o $out -L{in_command(torch / 'lib')} -ltorch_cpu $libraries",
     ]
     libraries = ""
@@ -151,16 +159,17 @@ def compile_extension(output: Path, work: Path) -> None:
         lines.append(
             f"rule nvcc\n  command = {nvcc} -MD -MF $out.d {common} -DUSE_CUDA -c $in -o $out\n  depfile = $out.d"
         )
-        libraries = f"-L{in_command(cuda / 'lib64')} -lcudart_static -ldl -lrt -lpthread"
+        folders = " ".join(f"-L{in_command(cuda / name)}" for name in ("lib64", "lib"))
+        libraries = f"{folders} -lcudart_static -ldl -lrt -lpthread"
 
     objects: list[str] = []
     for source in (s for s in SOURCES if s.endswith(".cpp") or cuda):
         name, rule = Path(source).stem, "nvcc" if source.endswith(".cu") else "cxx"
-        variants = {f"{name}.o": ""}
-        if name == "kernels":
+        variants = {f"{name}.o": common if rule == "cxx" else ""}
+        if name == "kernels":  # knows nothing of PyTorch
             variants = {f"{name}_{isa}.o": f"-DR2R_ISA={isa} {flags}" for isa, flags in INSTRUCTION_SETS.items()}
         elif name == "registration":
-            variants[f"{name}.o"] = " ".join(f"-DR2R_{key}='\"{value}\"'" for key, value in facts.items())
+            variants[f"{name}.o"] += "".join(f" -DR2R_{key}='\"{value}\"'" for key, value in facts.items())
         for target, flags in variants.items():
             lines.append(f"build {target}: {rule} {in_build((ROOT / source).resolve())}\n  flags = {flags}")
         objects += variants
@@ -210,5 +219,5 @@ setup(
     license="Apache-2.0",
     ext_modules=[Extension("r2r_kernels._C", SOURCES, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": BuildExtension},
-    package_data={"r2r_kernels": ["_C_missing.txt", "configs/*"]},
+    package_data={"r2r_kernels": ["_C_missing.txt", "configs/*"], "r2r.weights": ["default/*"]},
 )

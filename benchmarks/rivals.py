@@ -226,7 +226,7 @@ def _weights(preset: str) -> R2R:
         model = R2R(tasks=TASKS, similarity="published", **PRESETS[preset])
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name.endswith(("beta", "gamma")):
+                if name.endswith(("beta", "gamma")) or name.startswith("ending."):  # which start at 0
                     parameter.normal_(std=0.1)
             size = model.bank.size * model.stride
             query, _ = model.query(model.encode(torch.rand(1, 3, size, size)).deep)

@@ -85,6 +85,16 @@ class DegradationBank(KeepsLayout):
         self.gain, self.offset = self.gain[kept], self.offset[kept]
         self.tasks = tuple(self.tasks[index] for index in kept)
 
+    def take_over(self, other: DegradationBank) -> tuple[str, ...]:
+        """Add the tasks of another bank that this one lacks, with their scale of scores; returns their names."""
+        added = tuple(name for name in other.tasks if name not in self.tasks)
+        for index, name in enumerate(other.tasks):
+            if name in added:
+                slots = int(other.counts[index])
+                self.add_task(name, other.keys[index, :slots], other.values[index, :slots])
+                self.gain[-1], self.offset[-1] = other.gain[index], other.offset[index]
+        return added
+
     def likeness(self) -> Tensor:
         """[T, T]: cosine of the tasks' mean keys, 0 where a task holds no slots."""
         slots = torch.arange(self.keys.shape[1], device=self.keys.device) < self.counts[:, None]

@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from contextlib import nullcontext
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -16,7 +17,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from r2r.errors import InputError
-from r2r.terminal import RestorationDisplay, TrainingDisplay, console, printable, progress_bar, tolerate_any_character
+from r2r.terminal import (
+    RestorationDisplay,
+    TrainingDisplay,
+    console,
+    printable,
+    progress_bar,
+    show_growth,
+    tolerate_any_character,
+)
 
 if TYPE_CHECKING:
     from r2r.model import R2R
@@ -52,7 +61,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-ModelOption = Annotated[Path, typer.Option("--model", "-m", help="Folder of a model, or its name on the Hub.")]
+MODEL_HELP = "Folder of a model, or hf://OWNER/NAME on the Hub."
+ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP)]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help=MODEL_HELP + " Without it, the one that comes along.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
 MemoryOption = Annotated[
     float | None, typer.Option(callback=_gigabytes, help="Gigabytes the work may take; larger photos are tiled.")
@@ -112,7 +125,7 @@ def _load(model: Path, device: str, eager: bool) -> R2R:
     return (R2R if eager else fast.R2R).from_pretrained(model, map_location=str(pick_device(device)))
 
 
-def _load_frozen(model: Path, device: str, eager: bool) -> R2R:
+def _load_frozen(model: str | None, device: str, eager: bool) -> R2R:
     """The model in the form that restores fastest."""
     import torch
 
@@ -127,18 +140,26 @@ def _load_frozen(model: Path, device: str, eager: bool) -> R2R:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the page, the pictures and the model go.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Another seed trains another model.")] = 0,
-    minutes: Annotated[float, typer.Option(help="Roughly how long to train, at most.")] = 3.5,
+    out: Annotated[Path, typer.Option(help="Where the page and the pictures go.")] = Path("demo"),
+    train: Annotated[
+        bool, typer.Option("--train", help="Train a small model first, in minutes, and show that.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="With --train: another seed trains another model.")] = 0,
+    minutes: Annotated[float, typer.Option(help="With --train: roughly how long, at most.")] = 3.5,
     eager: EagerOption = False,
 ) -> None:
-    """Train a small model here, on photos that come with scikit-image, and look at what it restores.
+    """Restore photos that come with scikit-image, each degraded in another way, and look at them.
 
     Example: `r2r demo`, then open `demo/index.html`.
     """
-    from r2r.demo.run import run_demo
+    if train:
+        from r2r.demo.training import run_demo as train_and_show
 
-    run_demo(out, seed, minutes, console, eager)
+        train_and_show(out, seed, minutes, console, eager)
+    else:
+        from r2r.demo.restoring import run_demo
+
+        run_demo(out, console)
 
 
 @app.command()
@@ -177,9 +198,15 @@ def train(
 def restore(
     inputs: Annotated[list[Path], typer.Argument(help="Photos, and folders of them; - for standard input.")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the restored photos and report.json; - for standard output.")
-    ],
-    model: ModelOption = Path("demo/model"),
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for the restored photos and report.json, by default `restored` beside them; - for "
+            "standard output.",
+        ),
+    ] = None,
+    model: ModelOption = None,
     task: Annotated[str | None, typer.Option(help="Say what is wrong instead of having it recognised.")] = None,
     file_format: Annotated[
         str | None, typer.Option("--format", help="jpg, png, webp, tiff or avif instead of the photo's own format.")
@@ -232,7 +259,7 @@ def restore(
 @app.command()
 def evaluate(
     sets: Annotated[Path | None, typer.Argument(help="YAML file with several sets; see docs/evaluation.md.")] = None,
-    model: ModelOption = Path("demo/model"),
+    model: ModelOption = None,
     task: Annotated[str | None, typer.Option(help="The task of a single set.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Folder {degraded,clean}/NAME.*")] = None,
     clean: Annotated[Path | None, typer.Option(help="Folder of clean photos, to be degraded.")] = None,
@@ -298,21 +325,34 @@ def degrade(
 
 @app.command()
 def bank(
-    model: Annotated[Path, typer.Argument(help="Folder of a model, or its name on the Hub.")],
+    model: ModelArgument,
     remove: Annotated[str | None, typer.Option(help="Drop this task.")] = None,
     add_from: Annotated[Path | None, typer.Option(help="Another model to take tasks from that this one lacks.")] = None,
+    learn: Annotated[str | None, typer.Option(help="Learn a new task of this name, in minutes.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="What to learn from: a folder {degraded,clean}/NAME.*")] = None,
+    clean: Annotated[Path | None, typer.Option(help="What to learn from: clean photos, with --degradation.")] = None,
+    degradation: Annotated[str | None, typer.Option(help="How clean photos are degraded, e.g. snow.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="How long to learn.")] = 300,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Sets (YAML) on which scores are turned into probabilities.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Save in half precision.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to save the changed model.")] = None,
 ) -> None:
-    """Show what a model's bank holds, drop a task, or take tasks over from another model of the same backbone.
+    """Show what a model's bank holds, drop a task, take tasks over from another model of the same backbone, learn a new
+    one (keys and values alone, the network stays as it is), or calibrate its scores.
 
     Example: `r2r bank demo/model --remove deblur --out smaller`
+
+    Example: `r2r bank demo/model --learn desnow --clean photos --degradation snow --out larger`
     """
+    import torch
     from rich.table import Table
 
-    from r2r import R2R
+    from r2r.fast import R2R
 
     loaded = R2R.from_pretrained(model)
-    if remove or add_from:
+    if remove or add_from or learn or calibrate or half:
         if out is None:
             raise InputError("say with --out where to save the changed model")
         try:
@@ -320,21 +360,62 @@ def bank(
             if remove:
                 loaded.bank.remove_task(remove)
             if add_from:
-                other = R2R.from_pretrained(add_from).bank
-                for index, name in enumerate(other.tasks):
-                    if name not in loaded.tasks:
-                        slots = int(other.counts[index])
-                        loaded.bank.add_task(name, other.keys[index, :slots], other.values[index, :slots])
+                other = R2R.from_pretrained(add_from)
+                if other.backbone_fingerprint() != loaded.backbone_fingerprint():
+                    raise InputError(f"{add_from} has another backbone than {model}: its bank does not fit")
+                loaded.bank.take_over(other.bank)
+            if learn:
+                loaded = _learn(loaded, learn, pairs, clean, degradation, steps)
+            if calibrate:
+                _calibrate(loaded, calibrate)
         except InputError:
             raise
         except ValueError as error:
             raise InputError(str(error)) from error
-        loaded.save_pretrained(out)
+        loaded.save_pretrained(out, dtype=torch.float16 if half else None)
     table = Table("task", "slots", *loaded.tasks, title="slots of each task, cosine of the tasks' mean keys")
     likeness = loaded.bank.likeness()
     for index, name in enumerate(loaded.tasks):
         table.add_row(name, str(int(loaded.bank.counts[index])), *(f"{x:.2f}" for x in likeness[index].tolist()))
     console.print(table)
+
+
+def _calibrate(model: R2R, path: Path) -> None:
+    from r2r.calibration import calibrate
+    from r2r.evaluation import load_sets
+
+    sets = load_sets(path, model.tasks, model.mixtures)
+    with progress_bar() as progress:
+        bar = progress.add_task("calibrating", total=sum(len(one.pairs) for one in sets))
+        calibrate(model, sets, lambda one: progress.update(bar, advance=1))
+
+
+def _learn(model: R2R, name: str, pairs: Path | None, clean: Path | None, spec: str | None, steps: int) -> R2R:
+    """The model with one task more, and a table of what that did to it."""
+    from r2r.data.sources import build_source
+    from r2r.growing import Learning, growth, learn_task, old_sources, split
+
+    if (pairs is None) == (clean is None):
+        raise InputError("--learn needs one of --pairs and --clean")
+    if pairs is not None and spec:
+        raise InputError("--degradation goes with --clean; pairs are degraded already")
+    folder = {"pairs": str(pairs)} if pairs else {"clean": str(clean), "degradation": spec}
+    whole = build_source({"task": name, **folder}, (*model.tasks, name))
+    learnt, held_out = split(whole.pairs)
+    with progress_bar() as progress:
+        bar = progress.add_task(f"learning {name}", total=steps)
+        grown = learn_task(
+            model,
+            name,
+            replace(whole, pairs=learnt),
+            old_sources(model, learnt),
+            Learning(steps=steps),
+            lambda step, loss: progress.update(bar, completed=step, description=f"learning {name}, loss {loss:.2f}"),
+        )
+        progress.update(bar, total=None, description="measuring")
+        before, after = growth(model, grown, replace(whole, pairs=held_out), old_sources(model, held_out))
+    show_growth(before, after)
+    return grown
 
 
 @app.command()
@@ -355,7 +436,7 @@ def convert(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="Folder of a model, or its name on the Hub.")],
+    model: ModelArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="*.pt2, for torch.export.load, or *.onnx.")],
 ) -> None:
     """Write a model as one file that needs nothing of this package: blind, any batch, height and width above 16.

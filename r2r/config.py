@@ -57,7 +57,9 @@ class TrainConfig:
     restored and half builds the bank, in stage 0 during the first half of the epochs and in stage 1 during the second;
     in finetuning the bank is frozen and the whole batch is restored. mislead: the share of mixtures' images that are
     restored with what the bank holds for other tasks than theirs, half of them by the model's own choice, so that a
-    wrong match costs little. precision: fp32 or bf16. cache: GB of decoded photos that each worker keeps.
+    wrong match costs little. reference_hq: what the bank is built from beside the degraded images: clean images, the
+    same with noise of 15 of 255 ("noise15"), or the degraded images themselves ("lq"; the paper's ablation). precision:
+    fp32 or bf16. cache: GB of decoded photos that each worker keeps.
     """
 
     out: str = "runs/r2r"
@@ -77,6 +79,7 @@ class TrainConfig:
     clip_norm: float = 0.01
     ema: float = 0.999
     mislead: float = 0.0
+    reference_hq: str = "clean"
     precision: str = "fp32"
     seed: int = 0
     device: str = "auto"
@@ -129,6 +132,8 @@ def _check(config: TrainConfig) -> None:
         raise InputError("data is empty; name at least one source of training images")
     if not 0 <= config.mislead <= 1:
         raise InputError(f"mislead must be in 0..1, got {config.mislead}")
+    if config.reference_hq not in ("clean", "noise15", "lq"):
+        raise InputError(f"reference_hq must be clean, noise15 or lq, got {config.reference_hq}")
     if config.precision not in ("fp32", "bf16"):
         raise InputError(f"precision must be fp32 or bf16, got {config.precision}")
     for name, phase in (("pretrain", config.pretrain), ("finetune", config.finetune)):

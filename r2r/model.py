@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from r2r.backbone import Decoder, Encoder
 from r2r.bank import DegradationBank
 from r2r.errors import InputError
 from r2r.files import umask
-from r2r.pretrained import CONFIG, WEIGHTS, read_config, read_weights
+from r2r.pretrained import CONFIG, HUB, WEIGHTS, read_config, read_weights
+from r2r.weights import default_weights
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
 from r2r_kernels.reference import area_resize, task_mask
 
@@ -77,6 +79,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     """
 
     eager = True
+    _stored_in: torch.dtype | None = None  # while it is saved
 
     def __init__(
         self,
@@ -177,6 +180,14 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             for block in part:
                 block.window = side >> level
 
+    def backbone_fingerprint(self) -> str:
+        """Of the weights that make queries: banks of models that share it may be exchanged."""
+        digest = hashlib.sha256()
+        for part in (self.intro, self.encoder, self.query_key, self.query_value):
+            for x in part.state_dict().values():
+                digest.update(x.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def freeze_bank(self) -> R2R:
         """Drop the amalgamator: from here on the bank is read-only. Raises ValueError where it is empty."""
         self._check_bank()
@@ -206,6 +217,10 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         self._check_bank()
         bank = self.bank
         told = self._told(task, query.shape[0], query.device)
+        pooled = area_resize(query, bank.size, bank.size)
+        if not self.mixtures and not self.window:
+            readout, scores = self.retrieval(pooled, bank.keys, bank.values, bank.counts, told)
+            return Match(readout, scores.argmax(1) if told is None else told, scores)
         scores = bank.calibrated(self.vote(query))
         blind = scores > 0 if self.mixtures else scores.argmax(1)
         found = blind if told is None else told
@@ -214,7 +229,6 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             taking = torch.where(found.any(1, keepdim=True), found, scores > -torch.inf)
         elif told is None and self.retrieval.mode == "soft":
             taking = None
-        pooled = area_resize(query, bank.size, bank.size)
         readout, _ = self.retrieval(pooled, bank.keys, bank.values, bank.counts, taking)
         return Match(readout, found, scores)
 
@@ -292,11 +306,14 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         self._check_images(lq, "lq")
         if not 0 <= strength <= 1:
             raise InputError(f"strength must be in 0..1, got {strength}")
-        if lq.numel() and not bool(((lq >= 0) & (lq <= 1)).all()):
-            bad = "NaN or infinity" if not bool(lq.isfinite().all()) else f"{lq.amin():.4g} to {lq.amax():.4g}"
-            raise InputError(f"lq must hold values in [0, 1], got {bad}")
         self._check_bank()
-        image, chosen, scores = self._restored(lq, self._told(task, lq.shape[0], lq.device))
+        told = self._told(task, lq.shape[0], lq.device)
+        fine = ((lq >= 0) & (lq <= 1)).all()
+        if not lq.is_cuda:
+            self._check_values(lq, fine)
+        image, chosen, scores = self._restored(lq, told)
+        if lq.is_cuda:  # asked once all work is under way: the GPU must not wait for the host
+            self._check_values(lq, fine)
         return Restoration(image if strength == 1 else torch.lerp(lq, image, strength), chosen, scores)
 
     def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
@@ -333,6 +350,11 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         if x.dim() != 4 or x.shape[1] != 3 or not x.shape[2] or not x.shape[3]:
             raise ValueError(f"{name} must be [N, 3, H, W] with H, W >= 1, got {[*x.shape]}")
 
+    def _check_values(self, lq: Tensor, fine: Tensor) -> None:
+        if lq.numel() and not bool(fine):
+            bad = "NaN or infinity" if not bool(lq.isfinite().all()) else f"{lq.amin():.4g} to {lq.amax():.4g}"
+            raise InputError(f"lq must hold values in [0, 1], got {bad}")
+
     def _check_labels(self, labels: Tensor, number: int, name: str) -> None:
         wanted = (number, len(self.tasks)) if self.mixtures else (number,)
         if labels.shape != wanted:
@@ -350,7 +372,14 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             wanted = ([number, len(self.tasks)],) if task.dtype == torch.bool else ([number], [])
             if task.is_floating_point() or [*task.shape] not in wanted or (task.dtype == torch.bool) > self.mixtures:
                 raise InputError(f"a task tensor must be int64 [{number}], or for mixtures bool [{number}, tasks]")
-            return task if task.dtype == torch.bool else task.expand(number)
+            if task.dtype == torch.bool:
+                return task
+            task = task.expand(number)
+            if not self.mixtures:
+                return task
+            if not task.is_cuda and not bool(((task >= 0) & (task < len(self.tasks))).all()):
+                raise ValueError(f"told tasks must be 0 to {len(self.tasks) - 1}")
+            return task[:, None] == torch.arange(len(self.tasks), device=device)
         given = [task] if isinstance(task, str | int) else list(task)
         if len(given) not in (1, number):
             raise InputError(f"task must be one name or index, or {number} of them, got {len(given)}")
@@ -377,14 +406,20 @@ class R2R(nn.Module, PyTorchModelHubMixin):
 
     # -- saving and loading -------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
-        """Write `model.safetensors` (weights and bank) and `config.json` into a folder, beside and renamed."""
+    def save_pretrained(
+        self, save_directory: str | Path, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> str | None:
+        """Write `model.safetensors` (weights and bank) and `config.json` into a folder, beside and renamed.
+
+        dtype: what floating-point numbers are stored in, by default their own; loading widens them again.
+        """
         folder = Path(save_directory)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
                 kwargs.setdefault("config", self.config)
                 kwargs.setdefault("repo_id", folder.resolve().name)  # on the Hub; not the name of the folder beside
+                self._stored_in = dtype
                 url = super().save_pretrained(beside, **kwargs)
                 for written in sorted(Path(beside).iterdir(), reverse=True):  # the weights before their config
                     written.chmod(0o666 & ~umask())
@@ -394,27 +429,30 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         return url
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_file({name: x.contiguous() for name, x in self.state_dict().items()}, save_directory / WEIGHTS)
+        state = {name: x.contiguous() for name, x in self.state_dict().items()}
+        if self._stored_in is not None:
+            state = {name: x.to(self._stored_in) if x.is_floating_point() else x for name, x in state.items()}
+        save_file(state, save_directory / WEIGHTS)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, map_location: str = "cpu", **download: Any
+        cls, pretrained_model_name_or_path: str | Path | None = None, map_location: str = "cpu", **download: Any
     ) -> R2R:
-        """Load, in eval mode, from a folder or from a repository on the Hugging Face Hub.
+        """Load, in eval mode: the model that comes with the package, one from a folder, or `hf://OWNER/NAME` from the
+        Hugging Face Hub. A folder that is missing is never looked for there.
 
         `download`: arguments of `huggingface_hub.snapshot_download` (revision, token, local_files_only ...). Only
         safetensors and JSON are read. Raises InputError where the model is missing, damaged or of other sizes.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():
-            return cls._from_folder(folder, map_location)
-        if folder.is_absolute() or len(folder.parts) != 2:
-            raise InputError(f"{folder} is not a model: no such folder")
-        try:
-            folder = Path(snapshot_download(str(folder), allow_patterns=[CONFIG, WEIGHTS], **download))
-        except Exception as error:  # the hub's errors have no common base
-            raise InputError(f"{folder} is neither a folder nor a model on the Hub: {error}") from error
-        return cls._from_folder(folder, map_location)
+        name = default_weights() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        if str(name).startswith(HUB):
+            try:
+                name = snapshot_download(str(name)[len(HUB) :], allow_patterns=[CONFIG, WEIGHTS], **download)
+            except Exception as error:  # the hub's errors have no common base
+                raise InputError(f"{name} cannot be had from the Hub: {error}") from error
+        elif not Path(name).is_dir():
+            raise InputError(f"{name} is not a model: no such folder (one on the Hub is {HUB}OWNER/NAME)")
+        return cls._from_folder(Path(name), map_location)
 
     @classmethod
     def _from_folder(cls, folder: Path, device: str) -> R2R:

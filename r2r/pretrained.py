@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from r2r.errors import InputError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HUB = "hf://"  # what the names of models on the Hugging Face Hub begin with
 _LARGEST_CONFIG = 2**20  # bytes
 _SMALL = 1024  # values: whether less may be missing, `load_state_dict` decides
 _TASK_NAME = re.compile(r"\w[\w .-]*")  # it is shown in terminals, and "+" joins several

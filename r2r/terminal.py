@@ -7,13 +7,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from r2r.report import REPORT, FileResult, RestorationReport
+
+if TYPE_CHECKING:
+    from r2r.evaluation import Evaluation
 
 _UNBROKEN = 100_000  # columns: in a pipe or a file a line stays a line
 
@@ -120,3 +124,15 @@ class RestorationDisplay:
 
     def _say(self, *parts: str | tuple[str, str]) -> None:
         self.progress.console.print(Text.assemble(*parts), soft_wrap=True)
+
+
+def show_growth(before: Evaluation, after: Evaluation) -> None:
+    """What a new task, the first set of each evaluation, did to its own photos and to those of the old tasks."""
+    table = Table(
+        "task", "input", "before", "after", "matched before", "matched after", title="held-out photos, PSNR in dB"
+    )
+    for number, (old, new) in enumerate(zip(before.sets, after.sets, strict=True)):
+        matched = f"{old.accuracy:.0%}" if number else "-"
+        quality = (f"{one.psnr:.2f}" for one in (new.input, old.blind, new.blind))
+        table.add_row(new.name, *quality, matched, f"{new.accuracy:.0%}")
+    console.print(table)

@@ -241,7 +241,7 @@ class Trainer:
         if name == "pretrain":
             half = len(lq) // 2
             reference_labels = labels[half:]
-            reference = (lq[half:], hq[half:], self._known(reference_labels))
+            reference = (lq[half:], self._reference_hq(lq[half:], hq[half:]), self._known(reference_labels))
             lq, hq, labels = lq[:half], hq[:half], labels[:half]
         told = self._misled(self._known(labels))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
@@ -259,6 +259,11 @@ class Trainer:
                 "psnr": -10 * error.log10().mean(),
                 "accuracy": right.float().mean(),
             }
+
+    def _reference_hq(self, lq: Tensor, hq: Tensor) -> Tensor:
+        if self.config.reference_hq == "noise15":
+            return hq + 15 / 255 * torch.randn_like(hq)
+        return lq if self.config.reference_hq == "lq" else hq
 
     def _known(self, labels: Tensor) -> Tensor:
         """Labels as the model takes them: of mixtures only what is sure, bool [N, T]."""

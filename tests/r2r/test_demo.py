@@ -10,7 +10,7 @@ from rich.console import Console
 from r2r import R2R
 from r2r.data.images import read_rgb
 from r2r.demo.photos import TASKS
-from r2r.demo.run import run_demo
+from r2r.demo.training import run_demo
 
 
 def test_demo_writes_all_and_does_not_boast(tmp_path: Path) -> None:

@@ -355,6 +355,39 @@ def test_other_bad_input_is_named(tiny_model: R2R) -> None:
             R2R(**{**TINY, **wrong})
 
 
+def test_half_precision_on_disk_is_float32_again_when_loaded(tiny_model: R2R, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "whole")
+    tiny_model.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.8 * sizes[0]  # many small tensors: names take their part
+    again = R2R.from_pretrained(tmp_path / "half")
+    assert {x.dtype for x in again.state_dict().values()} == {torch.float32, torch.int64}
+    lq = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(again(lq), tiny_model(lq), rtol=0, atol=2e-2)
+
+
+def test_a_missing_folder_is_never_looked_for_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="demo/model is not a model: no such folder"):
+        R2R.from_pretrained("demo/model")
+
+
+def test_models_of_one_backbone_are_known_by_it(tiny_model: R2R) -> None:
+    other = R2R(tasks=("a",), **TINY)
+    other.load_state_dict(
+        {
+            **other.state_dict(),
+            **{k: v for k, v in tiny_model.state_dict().items() if k.startswith(("encoder", "intro", "query"))},
+        }
+    )
+    assert other.backbone_fingerprint() == tiny_model.backbone_fingerprint()
+    assert other.bank.take_over(tiny_model.bank) == tiny_model.tasks
+    assert other.bank.counts.tolist() == [0, 9, 9, 9]
+    with torch.no_grad():
+        other.query_key.bias[0] += 1e-3
+    assert other.backbone_fingerprint() != tiny_model.backbone_fingerprint()
+
+
 def test_damaged_models_are_named(tiny_model: R2R, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     tiny_model.save_pretrained(folder)
@@ -367,7 +400,7 @@ def test_damaged_models_are_named(tiny_model: R2R, tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(weights)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"width": 8}))
-    with pytest.raises(InputError, match=r"does not fit its config\.json: size mismatch for"):
+    with pytest.raises(InputError, match=r"does not fit its config\.json: intro\.weight is"):
         R2R.from_pretrained(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match="does not describe an R2R model"):

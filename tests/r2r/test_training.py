@@ -207,6 +207,20 @@ def test_a_run_starts_from_a_model_tasks_by_name(photos: Path, tmp_path: Path) -
         Trainer(configuration(photos, tmp_path / "fifth", **{**changes, "model": {"width": 8}}))
 
 
+def test_the_bank_can_be_built_from_worse_images(photos: Path, tmp_path: Path) -> None:
+    lq, hq = torch.rand(2, 4, 3, 64, 64)
+    built = {}
+    for kind in ("clean", "noise15", "lq"):
+        trainer = Trainer(configuration(photos, tmp_path / kind, reference_hq=kind, validation=[]))
+        torch.manual_seed(0)
+        built[kind] = trainer._reference_hq(lq, hq)
+    assert built["clean"] is hq
+    assert built["lq"] is lq
+    assert 255 * (built["noise15"] - hq).std() == pytest.approx(15, rel=0.05)
+    with pytest.raises(InputError, match="reference_hq must be clean, noise15 or lq"):
+        load_config(None, ["tasks=[a]", "data=[{task: a}]", "reference_hq=best"])
+
+
 def test_a_run_can_be_made_longer(photos: Path, tmp_path: Path) -> None:
     Trainer(configuration(photos, tmp_path, validation=[])).run()
     longer = configuration(photos, tmp_path, validation=[])
