@@ -25,7 +25,7 @@ img { width: 100%; display: block }
 input { width: 100% } figcaption { opacity: .75; overflow-wrap: anywhere }
 </style>
 <h1>Before and after</h1>
-<p>Left of the slider: the photo as it was. Right of it: restored. 
+<p>Left of the slider: the photo as it was. Right of it: restored.
 A format that the browser does not know stays empty.</p>
 """
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import shutil
 import sys
 import time
 from collections import deque
@@ -22,6 +23,7 @@ import r2r_kernels
 from r2r.data.images import Photo, memory_to_read, read_photo, write_photo
 from r2r.device import device_of, release_freed_memory, resident_memory
 from r2r.errors import InputError
+from r2r.files import atomic_path
 from r2r.inputs import plan_outputs, unreadable
 from r2r.model import R2R, Task
 from r2r.report import REPORT, FileResult, RestorationReport, read_done
@@ -258,7 +260,12 @@ def _write(job: _Job, output: Output) -> _Job:
         return job
     start = time.perf_counter()
     try:
-        write_photo(job.result.output, job.photo, output.file_format, output.quality)
+        if job.result.tasks or output != Output() or Path(job.result.output).suffix != Path(job.result.input).suffix:
+            write_photo(job.result.output, job.photo, output.file_format, output.quality)
+        else:  # nothing was found: the file stays what it is, byte for byte
+            with atomic_path(job.result.output) as temporary:
+                shutil.copyfile(job.result.input, temporary)
+                shutil.copystat(job.result.input, temporary)
     except Exception as error:
         return job.failed(error, time.perf_counter() - start)
     return _Job(replace(job.result, seconds=job.result.seconds + time.perf_counter() - start))
