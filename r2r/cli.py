@@ -218,6 +218,7 @@ def restore(
         int | None, typer.Option(min=1, max=100, help="Of JPEG, WebP and AVIF. A JPEG keeps its own otherwise.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what an earlier run has done.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Write compare.html: before and after, a slider.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
     log: Annotated[LogFormat, typer.Option(help="json: one JSON object a line.")] = LogFormat.TEXT,
     device: DeviceOption = "auto",
@@ -233,6 +234,7 @@ def restore(
 
     Example: `r2r restore holiday/ scan.tif`
     """
+    from r2r.compare import write_comparison
     from r2r.data.images import FORMATS, format_of
     from r2r.restoration import Output, prepare, restore_files, restore_stream
 
@@ -255,6 +257,8 @@ def restore(
     with display.progress:
         report = restore_files(loaded, inputs, out, task, budget, output, overwrite, display.show, strength)
     display.summary(report, out)
+    if compare:
+        write_comparison(out, report.files)
     if report.failed or report.skipped:
         raise typer.Exit(1)
 

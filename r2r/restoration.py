@@ -279,13 +279,12 @@ def _write(job: _Job, output: Output) -> _Job:
         return job
     start = time.perf_counter()
     try:
-        source, target = Path(job.result.input), Path(job.result.output)
-        if not job.result.tasks and output == Output() and source.suffix == target.suffix:
-            with atomic_path(target) as beside:
-                shutil.copyfile(source, beside)
-                shutil.copystat(source, beside)
-        else:
-            write_photo(target, job.photo, output.file_format, output.quality)
+        if job.result.tasks or output != Output() or Path(job.result.output).suffix != Path(job.result.input).suffix:
+            write_photo(job.result.output, job.photo, output.file_format, output.quality)
+        else:  # nothing was found: the file stays what it is, byte for byte
+            with atomic_path(job.result.output) as temporary:
+                shutil.copyfile(job.result.input, temporary)
+                shutil.copystat(job.result.input, temporary)
     except Exception as error:
         return job.failed(error, time.perf_counter() - start)
     return _Job(replace(job.result, seconds=job.result.seconds + time.perf_counter() - start))

@@ -137,6 +137,8 @@ def _as_tensor(pixels: np.ndarray) -> Tensor:
 def _store(image: Tensor, out: np.ndarray) -> None:
     """float [1, 3, H, W] -> the samples `out` [H, W, C], clipped and rounded; grey is the mean of the colours."""
     values = image[0].float().mean(0, keepdim=True) if out.shape[2] == 1 else image[0].float()
+    if not bool(values.isfinite().all()):
+        raise InputError("the model's answer is not finite: its weights are damaged, or too large for this precision")
     out[...] = from_float(values.permute(1, 2, 0).cpu().numpy(), out.dtype)
 
 

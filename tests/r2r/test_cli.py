@@ -14,6 +14,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -157,6 +158,16 @@ def test_standard_input_and_output(model: Path, photos: Path) -> None:
     assert done.returncode == 0, done.stderr
     with Image.open(io.BytesIO(done.stdout)) as image:
         assert (image.format, image.size) == ("PNG", (64, 48))
+
+
+def test_a_page_compares_before_and_after(inside: Command, model: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert inside("restore", photos, "--out", out, "--model", model, "--compare").returncode == 0
+    page = (out / "compare.html").read_text(encoding="utf-8")
+    shown = [unquote(address) for address in re.findall(r'src="([^"]+)"', page)]
+    assert {(out / address).resolve() for address in shown} == {
+        path.resolve() for folder in (photos, out) for path in folder.rglob("c*.???") if path.suffix != ".html"
+    }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a name must be text")

@@ -218,6 +218,26 @@ def test_the_report_is_true_while_the_run_goes_on(tiny_model: R2R, tmp_path: Pat
     assert len(report.files) == len(json.loads((out / REPORT).read_text())["files"]) == 4
 
 
+def test_a_photo_in_which_nothing_is_found_is_copied_as_it_is(tiny_model: R2R, tmp_path: Path) -> None:
+    model = R2R(**{**tiny_model.config, "mixtures": True}).eval()
+    model.load_state_dict(tiny_model.state_dict())
+    model.bank.offset.fill_(-1000)
+    Image.fromarray((SMALL * 255).astype(np.uint8)).save(tmp_path / "a.jpg", quality=50)
+    report = restore_files(model, [tmp_path / "a.jpg"], tmp_path / "out")
+    assert report.files[0].tasks == ()
+    assert (tmp_path / "out" / "a.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes()
+
+
+def test_an_answer_that_is_not_finite_is_no_picture(tiny_model: R2R, tmp_path: Path) -> None:
+    with torch.no_grad():
+        tiny_model.ending.weight.fill_(3e38)
+    write_rgb(tmp_path / "a.png", SMALL)
+    report = restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out")
+    assert report.files[0].error is not None
+    assert report.files[0].error.startswith("the model's answer is not finite")
+    assert not (tmp_path / "out" / "a.png").exists()
+
+
 def test_an_output_that_cannot_be_written_is_reported(tiny_model: R2R, tmp_path: Path) -> None:
     write_rgb(tmp_path / "a.png", SMALL)
     (tmp_path / "out" / "a.png").mkdir(parents=True)
