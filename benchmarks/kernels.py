@@ -376,7 +376,7 @@ def float32_products(rows: Path, device: torch.device) -> None:
     own = naf_block.precision
     for mode in ("ieee", "tf32x3"):
         row: dict[str, Any] = {"name": f"naf_block float32 {mode}", "size": size_name(DEEP)}
-        naf_block.precision = lambda x, mode=mode: mode  # type: ignore[assignment,misc]
+        naf_block.precision = lambda x, mode=mode: mode  # type: ignore[misc]
         try:
             write(rows, **row, **judge("naf_block", 256, (28, 28), device, torch.float32))
             call = _operator("naf_block", DEEP, False)(device, torch.float32)

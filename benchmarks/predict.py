@@ -137,7 +137,8 @@ def block(size: Size, patch: Any) -> Iterator[Prediction]:
     stage = {"norm_conv": "norm_conv", "first_half": "first_half", "forward": "depthwise", "attention": "attention",
              "second_half": "second_half", "second_half_backward": "second_half_backward",
              "norm_conv_backward": "norm_conv_backward", "fold": "fold", "gate_backward": "gate_backward",
-             "depthwise_backward": "depthwise_backward", "unfold": "unfold"}  # fmt: skip
+             "depthwise_backward": "depthwise_backward", "unfold": "unfold",
+             "unfold_norms": "unfold_norms"}  # fmt: skip
     seen = set()
     for launch in _launches(patch, train):
         name = stage[launch.name.partition(".")[2]]
@@ -166,12 +167,12 @@ def block(size: Size, patch: Any) -> Iterator[Prediction]:
             under_way = 2 * values
         elif name == "fold":
             turns = math.ceil(c / k["BC"])
-        elif name == "unfold":
+        elif name in ("unfold", "unfold_norms"):
             turns = math.ceil(2 * c / k["BJ"])
-        passes = {"gate_backward": 5, "depthwise_backward": 6, "unfold": 0}
+        passes = {"gate_backward": 5, "depthwise_backward": 6, "unfold": 0, "unfold_norms": 0}
         if name in passes:
             taps = {"gate_backward": 2, "depthwise_backward": 4}.get(name, 0)
-            work = Work((passes[name] * n * c * h * w or 12 * c * c) * 2, 2 * n * c * h * w * 9 * taps)
+            work = Work((passes[name] * n * c * h * w or 6 * c * c) * 2, 2 * n * c * h * w * 9 * taps)
         else:
             work = block_work(name, size, 2)
         products = work if name not in ("depthwise", "gate_backward", "depthwise_backward") else Work(work.bytes, 0)

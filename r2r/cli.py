@@ -207,7 +207,10 @@ def restore(
         ),
     ] = None,
     model: ModelOption = None,
-    task: Annotated[str | None, typer.Option(help="Say what is wrong instead of having it recognised.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Say what is wrong instead of having it recognised; several joined by +.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="How much of the restoration is mixed in, 0 to 1.")] = 1.0,
     file_format: Annotated[
         str | None, typer.Option("--format", help="jpg, png, webp, tiff or avif instead of the photo's own format.")
     ] = None,
@@ -227,7 +230,9 @@ def restore(
     The same command again goes on where it was stopped, and skips what is done and has not changed. Exit code 1 where
     photos failed or were left out; report.json says which and why.
 
-    Example: `r2r restore holiday/ scan.tif --out restored --model demo/model`
+    A photo in which nothing is found wrong is copied as it is.
+
+    Example: `r2r restore holiday/ scan.tif`
     """
     from r2r.compare import write_comparison
     from r2r.data.images import FORMATS, format_of
@@ -240,15 +245,17 @@ def restore(
     if "-" in map(str, (*inputs, out)):
         if len(inputs) != 1 or str(out) != "-":
             raise InputError("- stands for one photo: r2r restore PHOTO --out -, or r2r restore - --out -")
-        restore_stream(_load_frozen(model, device, eager), str(inputs[0]), sys.stdout.buffer, task, budget, output)
+        loaded = _load_frozen(model, device, eager)
+        restore_stream(loaded, str(inputs[0]), sys.stdout.buffer, task, budget, output, strength)
         return
+    out = inputs[0].parent / "restored" if out is None else out
     loaded = _load_frozen(model, device, eager)
     display = RestorationDisplay(as_json=log is LogFormat.JSON)
     if dry_run:
-        display.plan(*prepare(loaded, inputs, out, task, budget, output, overwrite))
+        display.plan(*prepare(loaded, inputs, out, task, budget, output, overwrite, strength))
         return
     with display.progress:
-        report = restore_files(loaded, inputs, out, task, budget, output, overwrite, display.show)
+        report = restore_files(loaded, inputs, out, task, budget, output, overwrite, display.show, strength)
     display.summary(report, out)
     if compare:
         write_comparison(out, report.files)

@@ -20,14 +20,14 @@ from typing import IO
 import torch
 
 import r2r_kernels
-from r2r.data.images import Photo, memory_to_read, read_photo, write_photo
+from r2r.data.images import RAW_SUFFIXES, Photo, memory_to_read, read_photo, write_photo
 from r2r.device import device_of, release_freed_memory, resident_memory
 from r2r.errors import InputError
 from r2r.files import atomic_path
 from r2r.inputs import plan_outputs, unreadable
 from r2r.model import R2R, Task
 from r2r.report import REPORT, FileResult, RestorationReport, read_done
-from r2r.tiling import restore_photo, tile_side
+from r2r.tiling import RestoredPhoto, restore_photo, tile_side
 
 _WRITING = 2  # files that wait to be written
 
@@ -49,10 +49,12 @@ def restore_files(
     output: Output = Output(),
     overwrite: bool = False,
     progress: Callable[[FileResult, int], object] | None = None,
+    strength: float = 1.0,
 ) -> RestorationReport:
     """Restore image files, and folders of them, into `out`, with `out/report.json`; model in eval mode, on any device.
 
-    Outputs are named as `plan_outputs` says and hold what `write_photo` keeps. task, memory: see `restore_photo`. What
+    Outputs are named as `plan_outputs` says and hold what `write_photo` keeps; a photo in which nothing was found is
+    copied, where its format stays. task, memory, strength: see `restore_photo`. What
     an earlier run into `out` did with the same model and settings is skipped where neither size nor time of the input
     has changed and the output is there; overwrite: it is done again.
     progress: called after each file with its result and how many files there are to do. A file that cannot be read,
@@ -61,7 +63,7 @@ def restore_files(
     Raises InputError before any work for what `plan_outputs` refuses, an unknown task, an empty bank and too little
     memory.
     """
-    report, todo = prepare(model, inputs, out, task, memory, output, overwrite)
+    report, todo = prepare(model, inputs, out, task, memory, output, overwrite, strength)
     path = Path(out, REPORT)
     report.write(path)
 
@@ -72,7 +74,7 @@ def restore_files(
             progress(result, len(todo))
 
     try:
-        _restore_all(model, todo, task, memory, output, finish)
+        _restore_all(model, todo, task, memory, output, strength, finish)
         report.complete = True
     finally:
         report.write(path)
@@ -86,14 +88,19 @@ def restore_stream(
     task: Task = None,
     memory: int | None = None,
     output: Output = Output(),
+    strength: float = 1.0,
 ) -> None:
     """Restore one file, or standard input where `source` is "-", and write it to an open file. Raises InputError."""
     if source != "-" and (reason := unreadable(Path(source))):
         raise InputError(f"{source}: {reason}")
-    photo = read_photo(sys.stdin.buffer if source == "-" else source)
-    restore_photo(model, photo.pixels, task, memory, out=photo.pixels)
+    given = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    photo = read_photo(io.BytesIO(given) if source == "-" else source)
+    restored = _restore_photo(model, photo, task, memory, strength)
     written = io.BytesIO()  # a TIFF is not written from front to back
-    write_photo(written, photo, output.file_format, output.quality)
+    if not restored.tasks and output == Output() and Path(source).suffix.lower() not in RAW_SUFFIXES:
+        written.write(given)
+    else:
+        write_photo(written, photo, output.file_format, output.quality)
     target.write(written.getbuffer())
     target.flush()
 
@@ -106,12 +113,15 @@ def prepare(
     memory: int | None = None,
     output: Output = Output(),
     overwrite: bool = False,
+    strength: float = 1.0,
 ) -> tuple[RestorationReport, list[tuple[Path, Path]]]:
     """What `restore_files` starts from: a report of what is done already, and what is left to do. Writes nothing."""
     plan = plan_outputs(inputs, out, output.file_format)
     tile_side(model, _Memory(model, memory).activations())  # raises for too little memory
-    model.restore(torch.zeros(1, 3, 1, 1, device=device_of(model)), task)  # raises for a bad task, an empty bank
-    settings = fingerprint(model, task, output)
+    model.restore(
+        torch.zeros(1, 3, 1, 1, device=device_of(model)), task, strength
+    )  # raises for bad ones, an empty bank
+    settings = fingerprint(model, task, output, strength)
     done = {} if overwrite else read_done(Path(out, REPORT), settings)
     unchanged = [done.get(str(source)) for source, target in plan.files]
     kept, todo = [], []
@@ -123,11 +133,13 @@ def prepare(
     return RestorationReport(settings, plan.skipped, kept, len(kept)), todo
 
 
-def fingerprint(model: R2R, task: Task = None, output: Output = Output()) -> str:
+def fingerprint(model: R2R, task: Task = None, output: Output = Output(), strength: float = 1.0) -> str:
     """Of everything that decides what an output looks like: the model, the settings, the version of this package."""
     digest = hashlib.sha256()
     digest.update(
-        json.dumps([r2r_kernels.__version__, model.config, str(task), output.file_format, output.quality]).encode()
+        json.dumps(
+            [r2r_kernels.__version__, model.config, str(task), strength, output.file_format, output.quality]
+        ).encode()
     )
     for name, x in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -194,6 +206,7 @@ def _restore_all(
     task: Task,
     memory: int | None,
     output: Output,
+    strength: float,
     finish: Callable[[FileResult], object],
 ) -> None:
     """While one photo is restored, the next one is read and the last ones are written; a large one is alone."""
@@ -216,7 +229,7 @@ def _restore_all(
                 reading = None
                 if not alone and following and not room.is_large(following[0][0]):
                     reading = reader.submit(_read, *following[0], room)
-                job = _restore(job, model, task, room)
+                job = _restore(job, model, task, strength, room)
                 writing.append(writers.submit(_write, job, output))
                 del job  # the photo goes when it is written
                 finish_writing(0 if alone else _WRITING)
@@ -241,12 +254,12 @@ def _read(source: Path, target: Path, room: _Memory) -> _Job:
     return _Job(replace(job.result, height=height, width=width, seconds=seconds), photo)
 
 
-def _restore(job: _Job, model: R2R, task: Task, room: _Memory) -> _Job:
+def _restore(job: _Job, model: R2R, task: Task, strength: float, room: _Memory) -> _Job:
     if job.photo is None:
         return job
     start = time.perf_counter()
     try:
-        restored = restore_photo(model, job.photo.pixels, task, room.activations(), out=job.photo.pixels)
+        restored = _restore_photo(model, job.photo, task, room.activations(), strength)
     except Exception as error:  # RuntimeError for want of memory above all
         return job.failed(error, time.perf_counter() - start)
     scores = {name: score if math.isfinite(score) else None for name, score in restored.scores.items()}
@@ -255,17 +268,24 @@ def _restore(job: _Job, model: R2R, task: Task, room: _Memory) -> _Job:
     return _Job(result, job.photo)
 
 
+def _restore_photo(model: R2R, photo: Photo, task: Task, memory: int | None, strength: float) -> RestoredPhoto:
+    """In place; colours that transparency hides have no part in it."""
+    visible = None if photo.alpha is None else photo.alpha > 0
+    return restore_photo(model, photo.pixels, task, memory, photo.pixels, strength, visible)
+
+
 def _write(job: _Job, output: Output) -> _Job:
     if job.photo is None:
         return job
     start = time.perf_counter()
     try:
-        if job.result.tasks or output != Output() or Path(job.result.output).suffix != Path(job.result.input).suffix:
-            write_photo(job.result.output, job.photo, output.file_format, output.quality)
-        else:  # nothing was found: the file stays what it is, byte for byte
-            with atomic_path(job.result.output) as temporary:
-                shutil.copyfile(job.result.input, temporary)
-                shutil.copystat(job.result.input, temporary)
+        source, target = Path(job.result.input), Path(job.result.output)
+        if not job.result.tasks and output == Output() and source.suffix == target.suffix:
+            with atomic_path(target) as beside:
+                shutil.copyfile(source, beside)
+                shutil.copystat(source, beside)
+        else:
+            write_photo(target, job.photo, output.file_format, output.quality)
     except Exception as error:
         return job.failed(error, time.perf_counter() - start)
     return _Job(replace(job.result, seconds=job.result.seconds + time.perf_counter() - start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 from rich.console import Console
 from skimage import data
 
@@ -71,7 +72,8 @@ class Shown:
 
 
 def run_demo(out: Path, console: Console, model: str | None = None) -> list[Shown]:
-    """Write the photos, the restored ones and `index.html` into `out`. model: another than the one that comes along."""
+    """Write the photos, the restored ones, `index.html` and `contact_sheet.jpg` into `out`. model: another than the one
+    that comes along."""
     clean = write_cases(out / "degraded")
     loaded = fast.R2R.from_pretrained(model)
     frozen = loaded.freeze(torch.float32)
@@ -90,6 +92,7 @@ def run_demo(out: Path, console: Console, model: str | None = None) -> list[Show
     for cases, memory in ((CASES[:-1], None), (CASES[-1:], TILE_MEMORY)):
         files = [out / "degraded" / case.file for case in cases]
         restore_files(frozen, files, out / "restored", memory=memory, overwrite=True, progress=add)
+    draw_sheet(out / "contact_sheet.jpg", out, shown[:-1])
     plain = R2R(**loaded.config).eval()
     plain.load_state_dict(loaded.state_dict())
     ours, eager = _race(frozen, plain)
@@ -118,6 +121,21 @@ def write_cases(folder: Path) -> dict[str, np.ndarray]:
             quality = {} if case.quality is None else {"quality": case.quality}
             Image.fromarray(np.rint(255 * pixels).astype(np.uint8)).save(path, **quality)
     return clean
+
+
+def draw_sheet(path: Path, folder: Path, shown: Sequence[Shown]) -> None:
+    """One picture of all cases: degraded, restored, and what was found."""
+    width, height, text, across = 240, 180, 22, 2
+    sheet = Image.new("RGB", (across * (2 * width + 12), math.ceil(len(shown) / across) * (height + text)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, one in enumerate(shown):
+        left, top = number % across * (2 * width + 12), number // across * (height + text)
+        for place, kind in enumerate(("degraded", "restored")):
+            with Image.open(folder / kind / one.case.file) as photo:
+                sheet.paste(ImageOps.fit(photo.convert("RGB"), (width, height)), (left + place * width, top))
+        pen.text((left + 2, top + height + 4), f"{one.case.title}; found: {one.found}", fill="black")
+    with atomic_path(path) as beside:
+        sheet.save(beside, quality=90)
 
 
 def _quality(path: Path, clean: np.ndarray) -> float:

@@ -131,23 +131,29 @@ def fold(params: NAFBlockParams, dtype: torch.dtype) -> FoldedParams:
 
 
 def unfold(grads: FoldedParams, params: NAFBlockParams) -> NAFBlockParams:
-    """The gradients of a block's parameters from float32 gradients of the folded ones (not padded: K = C): one launch,
-    sums in float32."""
+    """The gradients of a block's parameters from float32 gradients of the folded ones (not padded: K = C).
+
+    Two launches; sums in float32.
+    """
     p = NAFBlockParams(*(t.contiguous() for t in params))
     g = FoldedParams(*(t.contiguous() for t in grads))
     found = NAFBlockParams(*(torch.empty_like(t) for t in p))
     channels = len(p.norm1_weight)
     config = configs.require("naf_block.unfold", channels, p.conv1_weight)
     with torch.cuda.device_of(p.conv1_weight):
-        _unfold[(triton.cdiv(channels, config["BC"]), 5)](
+        programs = triton.cdiv(channels, config["BC"])
+        _unfold_norms[(programs, 2)](
             g.conv1, g.conv1_bias, p.norm1_weight, p.norm1_bias, p.conv1_weight,
             found.norm1_weight, found.norm1_bias, found.conv1_weight, found.conv1_bias,
+            g.conv4, g.conv4_bias, p.norm2_weight, p.norm2_bias, p.conv4_weight,
+            found.norm2_weight, found.norm2_bias, found.conv4_weight, found.conv4_bias,
+            C=channels, **config,
+        )  # fmt: skip
+        _unfold[(programs, 3)](
             g.taps, g.conv2_bias, found.conv2_weight, found.conv2_bias,
             g.sca, g.sca_bias, found.sca_weight, found.sca_bias,
             g.conv3, g.conv3_bias, p.conv3_weight, p.conv3_bias, p.beta,
             found.conv3_weight, found.conv3_bias, found.beta,
-            g.conv4, g.conv4_bias, p.norm2_weight, p.norm2_bias, p.conv4_weight,
-            found.norm2_weight, found.norm2_bias, found.conv4_weight, found.conv4_bias,
             g.conv5, g.conv5_bias, p.conv5_weight, p.conv5_bias, p.gamma,
             found.conv5_weight, found.conv5_bias, found.gamma,
             C=channels, **config,
@@ -286,32 +292,41 @@ def _unfold_square(
 
 
 @triton.jit
-def _unfold(
+def _unfold_norms(
     conv1_ptr, dbias1_ptr, norm1_ptr, shift1_ptr, w1_ptr, dnorm1_ptr, dshift1_ptr, dw1_ptr, db1_ptr,
-    taps_ptr, dbias2_ptr, dw2_ptr, db2_ptr, sca_ptr, dscale_ptr, dsca_ptr, dsca_bias_ptr,
-    conv3_ptr, dbias3_ptr, w3_ptr, b3_ptr, beta_ptr, dw3_ptr, db3_ptr, dbeta_ptr,
     conv4_ptr, dbias4_ptr, norm2_ptr, shift2_ptr, w4_ptr, dnorm2_ptr, dshift2_ptr, dw4_ptr, db4_ptr,
-    conv5_ptr, dbias5_ptr, w5_ptr, b5_ptr, gamma_ptr, dw5_ptr, db5_ptr, dgamma_ptr,
     C: tl.constexpr, BC: tl.constexpr, BJ: tl.constexpr,
 ):  # fmt: skip
-    # A program takes BC channels of one piece, as `_fold` does; sums run over the other channels in their order.
+    # A program takes BC input channels of conv1 or of conv4; sums run over the output channels in their order.
     c = tl.program_id(0) * BC + tl.arange(0, BC)
-    piece = tl.program_id(1)
-    if piece == 0:
+    if tl.program_id(1) == 0:
         _unfold_widening(
             conv1_ptr, dbias1_ptr, norm1_ptr, shift1_ptr, w1_ptr, dnorm1_ptr, dshift1_ptr, dw1_ptr, db1_ptr,
             c, C, BC, BJ,
         )  # fmt: skip
-    elif piece == 1:
+    else:
         _unfold_widening(
             conv4_ptr, dbias4_ptr, norm2_ptr, shift2_ptr, w4_ptr, dnorm2_ptr, dshift2_ptr, dw4_ptr, db4_ptr,
             c, C, BC, BJ,
         )  # fmt: skip
-    elif piece == 2:
+
+
+@triton.jit
+def _unfold(
+    taps_ptr, dbias2_ptr, dw2_ptr, db2_ptr, sca_ptr, dscale_ptr, dsca_ptr, dsca_bias_ptr,
+    conv3_ptr, dbias3_ptr, w3_ptr, b3_ptr, beta_ptr, dw3_ptr, db3_ptr, dbeta_ptr,
+    conv5_ptr, dbias5_ptr, w5_ptr, b5_ptr, gamma_ptr, dw5_ptr, db5_ptr, dgamma_ptr,
+    C: tl.constexpr, BC: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    # A program takes BC output channels of conv3 or of conv5, or of what only changes its dtype and order. Apart from
+    # the norms' convolutions, as all their addresses do not fit an AMD GPU's scalar registers.
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    piece = tl.program_id(1)
+    if piece == 0:
         _unfold_square(
             conv3_ptr, dbias3_ptr, w3_ptr, b3_ptr, beta_ptr, dw3_ptr, db3_ptr, dbeta_ptr, c, C, BC, BJ
         )  # fmt: skip
-    elif piece == 3:
+    elif piece == 1:
         _unfold_square(
             conv5_ptr, dbias5_ptr, w5_ptr, b5_ptr, gamma_ptr, dw5_ptr, db5_ptr, dgamma_ptr, c, C, BC, BJ
         )  # fmt: skip
@@ -320,7 +335,7 @@ def _unfold(
             row = half * C + c
             bias = tl.load(dbias2_ptr + row, mask=c < C, other=0.0)
             tl.store(db2_ptr + row, bias.to(db2_ptr.dtype.element_ty), mask=c < C)
-            for tap in tl.static_range(9):
+            for tap in range(9):
                 w = tl.load(taps_ptr + tap * 2 * C + row, mask=c < C, other=0.0)
                 tl.store(dw2_ptr + row * 9 + tap, w.to(dw2_ptr.dtype.element_ty), mask=c < C)
         bias = tl.load(dscale_ptr + c, mask=c < C, other=0.0)

@@ -325,10 +325,11 @@ def test_other_weights_are_captured_anew(on_gpu: fast.R2R) -> None:
     agrees()
     frozen.ending.weight = torch.nn.Parameter(2 * frozen.ending.weight.detach(), requires_grad=False)
     agrees()
-    frozen.ending.bias.data = frozen.ending.bias.data + 0.1
+    bias = frozen.ending.bias
+    assert bias is not None
+    bias.data = bias.data + 0.1
     agrees()
-    with torch.no_grad():
-        frozen.ending.bias += 0.1  # in its place: the graph reads it
+    bias.add_(0.1)  # in its place: the graph reads it
     agrees()
 
 
