@@ -20,15 +20,15 @@ _END = '\n  ],\n  "complete": {}\n}}\n'
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one file. `size` in bytes and `modified` in ns are those of the input when it was read. A score is
-    None for a task that has no slots; `error` is None where all went well."""
+    """What became of one file. `size` in bytes and `modified` in ns are those of the input when it was read. `scores`:
+    how likely each task is, in [0, 1]. `error` is None where all went well."""
 
     input: str
     output: str
     size: int = 0
     modified: int = 0
     tasks: tuple[str, ...] = ()
-    scores: dict[str, float | None] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
     height: int | None = None
     width: int | None = None
     tiles: int | None = None

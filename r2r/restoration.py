@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import shutil
 import sys
 import time
@@ -262,9 +261,8 @@ def _restore(job: _Job, model: R2R, task: Task, strength: float, room: _Memory) 
         restored = _restore_photo(model, job.photo, task, room.activations(), strength)
     except Exception as error:  # RuntimeError for want of memory above all
         return job.failed(error, time.perf_counter() - start)
-    scores = {name: score if math.isfinite(score) else None for name, score in restored.scores.items()}
     seconds = job.result.seconds + time.perf_counter() - start
-    result = replace(job.result, tasks=restored.tasks, scores=scores, tiles=restored.tiles, seconds=seconds)
+    result = replace(job.result, tasks=restored.tasks, scores=restored.scores, tiles=restored.tiles, seconds=seconds)
     return _Job(result, job.photo)
 
 

@@ -85,7 +85,7 @@ class RestorationDisplay:
         elif result.error:
             self._say(("failed ", "red"), f"{printable(result.input)}: {printable(result.error)}")
         else:
-            scores = "  ".join(f"{name} {'-' if s is None else format(s, '.0%')}" for name, s in result.scores.items())
+            scores = "  ".join(f"{name} {score:.0%}" for name, score in result.scores.items())
             tiles = f", {result.tiles} tiles" if result.tiles and result.tiles > 1 else ""
             found = (" + ".join(result.tasks) or "nothing wrong, left as it is", "bold")
             self._say(f"{printable(result.input)}: ", found, f" ({scores}) in {result.seconds:.1f} s{tiles}")

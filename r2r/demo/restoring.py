@@ -68,7 +68,7 @@ class Shown:
         """In words, with how sure the model is."""
         if not self.result.tasks:
             return "nothing wrong: left as it is"
-        return ", ".join(f"{task} {self.result.scores[task] or 0:.0%}" for task in self.result.tasks)
+        return ", ".join(f"{task} {self.result.scores[task]:.0%}" for task in self.result.tasks)
 
 
 def run_demo(out: Path, console: Console, model: str | None = None) -> list[Shown]:

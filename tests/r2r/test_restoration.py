@@ -73,7 +73,8 @@ def test_strength_is_part_of_what_was_asked_for(tiny_model: R2R, tmp_path: Path)
         assert report.unchanged == 0
         outputs[strength] = to_float(read_photo(tmp_path / "out" / "a.png").pixels)
     assert np.abs(outputs[0.0] - SMALL).max() < 1 / 255
-    assert np.abs(outputs[0.5] - (outputs[0.0] + outputs[1.0]) / 2).mean() < 2 / 255
+    inside = (outputs[1.0] > 0.01) & (outputs[1.0] < 0.99)  # where nothing was clipped
+    assert np.abs(outputs[0.5] - (outputs[0.0] + outputs[1.0]) / 2)[inside].max() < 2 / 255
     with pytest.raises(InputError, match="strength"):
         restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", strength=1.5)
 
@@ -218,16 +219,6 @@ def test_the_report_is_true_while_the_run_goes_on(tiny_model: R2R, tmp_path: Pat
     assert len(report.files) == len(json.loads((out / REPORT).read_text())["files"]) == 4
 
 
-def test_a_photo_in_which_nothing_is_found_is_copied_as_it_is(tiny_model: R2R, tmp_path: Path) -> None:
-    model = R2R(**{**tiny_model.config, "mixtures": True}).eval()
-    model.load_state_dict(tiny_model.state_dict())
-    model.bank.offset.fill_(-1000)
-    Image.fromarray((SMALL * 255).astype(np.uint8)).save(tmp_path / "a.jpg", quality=50)
-    report = restore_files(model, [tmp_path / "a.jpg"], tmp_path / "out")
-    assert report.files[0].tasks == ()
-    assert (tmp_path / "out" / "a.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes()
-
-
 def test_an_answer_that_is_not_finite_is_no_picture(tiny_model: R2R, tmp_path: Path) -> None:
     with torch.no_grad():
         tiny_model.ending.weight.fill_(3e38)
@@ -246,13 +237,13 @@ def test_an_output_that_cannot_be_written_is_reported(tiny_model: R2R, tmp_path:
     assert report.files[0].error == f"cannot write {tmp_path / 'out' / 'a.png'}: Is a directory"
 
 
-def test_scores_of_an_empty_task_are_null_in_the_report(tiny_model: R2R, tmp_path: Path) -> None:
+def test_a_task_without_slots_is_never_likely(tiny_model: R2R, tmp_path: Path) -> None:
     tiny_model.bank.counts[1] = 0
     write_rgb(tmp_path / "a.png", SMALL)
     restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out")
     scores = json.loads((tmp_path / "out" / REPORT).read_text())["files"][0]["scores"]
-    assert scores["derain"] is None
-    assert scores["denoise"] is not None
+    assert scores["derain"] == 0
+    assert scores["denoise"] > 0
 
 
 def test_the_plan_keeps_folders_and_skips_what_lies_in_out(tmp_path: Path) -> None:
