@@ -34,7 +34,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return PHOTOS
     folder = tmp_path_factory.mktemp("photos")
     for name in ("astronaut", "chelsea", "coffee", "rocket"):
-        write_rgb(folder / f"{name}.png", np.float32(getattr(skimage.data, name)()) / 255)
+        write_rgb(folder / f"{name}.png", getattr(skimage.data, name)().astype(np.float32) / 255)
     return folder
 
 

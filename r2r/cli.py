@@ -118,7 +118,7 @@ def options(
     pass
 
 
-def _load(model: Path, device: str, eager: bool) -> R2R:
+def _load(model: str | None, device: str, eager: bool) -> R2R:
     from r2r import R2R, fast
     from r2r.device import pick_device
 

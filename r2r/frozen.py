@@ -74,7 +74,9 @@ class FrozenR2R(R2R):
             raise ValueError("a frozen model only restores; train the model it was made from")
         return super().train(mode)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+    def save_pretrained(
+        self, save_directory: str | Path, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> str | None:
         raise ValueError("a frozen model is not saved; save the model it was made from")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

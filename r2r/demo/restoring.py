@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -76,6 +77,7 @@ def run_demo(out: Path, console: Console, model: str | None = None) -> list[Show
     that comes along."""
     clean = write_cases(out / "degraded")
     loaded = fast.R2R.from_pretrained(model)
+    assert isinstance(loaded, fast.R2R)
     frozen = loaded.freeze(torch.float32)
     shown: list[Shown] = []
 
@@ -118,7 +120,7 @@ def write_cases(folder: Path) -> dict[str, np.ndarray]:
         if case.degradation:
             pixels = parse_degradation(case.degradation)(pixels, np.random.default_rng(number))
         with atomic_path(folder / case.file) as path:
-            quality = {} if case.quality is None else {"quality": case.quality}
+            quality: dict[str, Any] = {} if case.quality is None else {"quality": case.quality}
             Image.fromarray(np.rint(255 * pixels).astype(np.uint8)).save(path, **quality)
     return clean
 

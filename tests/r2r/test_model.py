@@ -384,7 +384,7 @@ def test_models_of_one_backbone_are_known_by_it(tiny_model: R2R) -> None:
     assert other.bank.take_over(tiny_model.bank) == tiny_model.tasks
     assert other.bank.counts.tolist() == [0, 9, 9, 9]
     with torch.no_grad():
-        other.query_key.bias[0] += 1e-3
+        other.query_key.weight[0] += 1e-3
     assert other.backbone_fingerprint() != tiny_model.backbone_fingerprint()
 
 

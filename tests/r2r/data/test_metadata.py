@@ -24,6 +24,11 @@ XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
 EXPOSURE, LATITUDE = 33434, 2
 
 
+def opened(path: Path) -> Any:
+    """An image of Pillow's, with the attributes that only some formats have."""
+    return Image.open(path)
+
+
 def exif_block(description: str = "Grandma, 1954") -> bytes:
     """EXIF with a camera, exposure and a place."""
     tags = Image.Exif()
@@ -41,7 +46,7 @@ def written(path: Path, *how: Any) -> Path:
 
 
 def exif_of(path: Path) -> tuple[Any, ...]:
-    with Image.open(path) as image:
+    with opened(path) as image:
         tags = image.getexif()
         exposure, gps = tags.get_ifd(ExifTags.IFD.Exif), tags.get_ifd(ExifTags.IFD.GPSInfo)
         return tags[270], tags[271], float(exposure[EXPOSURE]), exposure[37500], [float(x) for x in gps[LATITUDE]]
@@ -51,17 +56,23 @@ def test_jpeg_keeps_every_segment_a_person_could_miss(tmp_path: Path) -> None:
     iptc = b"8BIM\x04\x04\0\0\0\0\0\x0c\x1c\x02\x78\0\x07caption"
     segment = b"\xff\xed" + struct.pack(">H", 16 + len(iptc)) + b"Photoshop 3.0\0" + iptc
     path = tmp_path / "a.jpg"
-    kept = {"exif": exif_block(), "icc_profile": ICC, "dpi": (600, 300), "comment": b"hello", "xmp": XMP}
+    kept: dict[str, Any] = {
+        "exif": exif_block(),
+        "icc_profile": ICC,
+        "dpi": (600, 300),
+        "comment": b"hello",
+        "xmp": XMP,
+    }
     PICTURE.save(path, quality=83, subsampling="4:2:2", progressive=True, extra=segment, **kept)
-    with Image.open(path) as before, Image.open(written(path)) as after:
+    with opened(path) as before, opened(written(path)) as after:
         assert {name: after.info[name] for name in kept} == kept | {"exif": before.info["exif"]}
         assert after.info["photoshop"] == before.info["photoshop"] == {0x0404: b"\x1c\x02\x78\0\x07caption"}
         assert after.quantization == before.quantization
         assert after.layer == before.layer
         assert after.info["progressive"]
     assert exif_of(tmp_path / "written.jpg") == exif_of(path)
-    with Image.open(written(path, None, 40)) as image:
-        assert image.quantization != Image.open(path).quantization
+    with opened(written(path, None, 40)) as image:
+        assert image.quantization != opened(path).quantization
 
 
 @pytest.mark.parametrize("name", ["a.png", "deep.png", "a.webp", "a.avif", "a.tif", "deep.tif", "float.tif"])
@@ -78,7 +89,7 @@ def test_other_formats_keep_exif_gps_profile_and_what_else_they_hold(tmp_path: P
     again = written(path)
     assert read_photo(again).samples.dtype == photo.samples.dtype
     if "deep" in name or "float" in name:
-        with tifffile.TiffFile(again) if "tif" in name else Image.open(again) as file:
+        with tifffile.TiffFile(again) if "tif" in name else opened(again) as file:
             assert file is not None
     for one in (path, again):
         found = read_photo(one).metadata
@@ -110,7 +121,7 @@ def test_tags_of_a_scan_are_kept(tmp_path: Path) -> None:
     tags[33723] = b"\x1c\x02\x78\0\x07caption"
     path = tmp_path / "scan.tif"
     PICTURE.save(path, tiffinfo=tags, dpi=(600, 600), compression="tiff_lzw")
-    with Image.open(written(path)) as image:
+    with opened(written(path)) as image:
         found = image.tag_v2
         assert {tag: found[tag] for tag in own} == own
         assert found[700] == XMP
@@ -131,7 +142,7 @@ def test_text_of_a_png_is_kept(tmp_path: Path, bits: int) -> None:
     if bits == 16:
         photo.samples = photo.samples.astype(np.uint16) * 257
     write_photo(tmp_path / "b.png", photo)
-    with Image.open(tmp_path / "b.png") as image:
+    with opened(tmp_path / "b.png") as image:
         assert image.text == {"Author": "Jane", "Title": "Großmutter", "XML:com.adobe.xmp": XMP.decode()}
         assert image.text["Title"].lang == "de"
         assert image.info["dpi"] == pytest.approx((300, 300), abs=0.01)
@@ -155,12 +166,12 @@ def with_thumbnail(thumbnail: bytes) -> bytes:
 
 
 def thumbnail_of(path: Path) -> Image.Image | None:
-    tags = Image.open(path).getexif()
+    tags = opened(path).getexif()
     ifd = tags.get_ifd(ExifTags.IFD.IFD1)
     if not ifd:
         return None
-    block = Image.open(path).info["exif"]
-    return Image.open(io.BytesIO(block[6 + ifd[513] : 6 + ifd[513] + ifd[514]]))
+    block = opened(path).info["exif"]
+    return opened(io.BytesIO(block[6 + ifd[513] : 6 + ifd[513] + ifd[514]]))
 
 
 def test_an_embedded_thumbnail_shows_the_new_pixels(tmp_path: Path) -> None:
@@ -174,7 +185,7 @@ def test_an_embedded_thumbnail_shows_the_new_pixels(tmp_path: Path) -> None:
     thumbnail = thumbnail_of(tmp_path / "b.jpg")
     assert thumbnail is not None
     assert thumbnail.size == (48, 32)
-    expected = np.asarray(Image.open(tmp_path / "b.jpg").resize((48, 32)), float)
+    expected = np.asarray(opened(tmp_path / "b.jpg").resize((48, 32)), float)
     assert np.abs(np.asarray(thumbnail, float) - expected).mean() < 6
 
 
@@ -187,7 +198,7 @@ def test_a_thumbnail_that_cannot_be_drawn_anew_is_left_out(tmp_path: Path) -> No
     )
     assert thumbnail_of(path) is not None
     assert thumbnail_of(written(path)) is None
-    assert Image.open(tmp_path / "written.jpg").getexif()[274] == 1
+    assert opened(tmp_path / "written.jpg").getexif()[274] == 1
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
@@ -212,11 +223,11 @@ def test_a_file_is_what_its_bytes_say_whatever_its_name(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     opaque = np.dstack([PHOTO, np.full(PHOTO.shape[:2], 255, np.uint8)])
     Image.fromarray(opaque).save(path, "PNG")
-    with Image.open(written(path)) as image:
+    with opened(written(path)) as image:
         assert (image.format, image.mode) == ("PNG", "RGBA")
         assert np.array_equal(np.asarray(image), opaque)
     write_photo(tmp_path / "b.jpg", read_photo(path), "JPEG")  # alpha that hides nothing
-    assert Image.open(tmp_path / "b.jpg").mode == "RGB"
+    assert opened(tmp_path / "b.jpg").mode == "RGB"
 
 
 def test_a_smaller_copy_of_the_picture_in_a_tiff_is_no_page(tmp_path: Path) -> None:
