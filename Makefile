@@ -1,10 +1,11 @@
-# make demo: restore photos and look at them.  make demo-train: train a small model first.  make test: all checks.
+# make demo: restore photos and look at them.  make demo-train: train a small model first.
+# make test: all checks.  make slow: those that take minutes each.
 # make compat: the extension and the kernels with every PyTorch and Triton supported; downloads 800 MB, takes an hour.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo demo-train test lint bench compat clean
+.PHONY: demo demo-train test slow lint bench compat clean
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +21,9 @@ demo-train: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

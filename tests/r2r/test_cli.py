@@ -189,8 +189,8 @@ def test_any_name_is_restored_and_shown(model: Path, photos: Path, tmp_path: Pat
     assert b"\x1b" not in done.stdout
     for shown in (
         "caf\\udce9.png: ",
-        "[red]x[/].png: ",
-        "[/x].png: ",
+        "[red]x.png: ",
+        "[x.png: ",
         "\\x1b[2Jx.png: ",
         ":smile:.png: ",
         "a\\nb.png: ",
