@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from r2r.config import load_config
+from r2r.data.degradations import parse_degradation
 from r2r.data.layouts import LAYOUTS, REPEATS, cdd11_tasks
 from r2r.presets import PRESETS
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "configs"
+SETS = sorted([*FOLDER.glob("evaluate_*.yaml"), *FOLDER.glob("calibrate_*.yaml")])
+CONFIGS = sorted({*FOLDER.glob("*.yaml")} - {*SETS})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -29,3 +33,19 @@ def test_every_configuration_loads(path: Path) -> None:
 def test_published_repeats(name: str, tasks: int) -> None:
     config = load_config(next(path for path in CONFIGS if path.stem == name))
     assert {entry["task"]: entry.get("repeat", 1) for entry in config.data} == REPEATS[tasks]
+
+
+@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
+def test_every_file_of_sets_names_tasks_of_the_weights_and_degradations_that_exist(path: Path) -> None:
+    tasks = load_config(FOLDER / "default_weights.yaml").tasks
+    sets = yaml.safe_load(path.read_text())["sets"]
+    assert len({entry["name"] for entry in sets}) == len(sets)
+    for entry in sets:
+        for key in ("task", "optional"):
+            named = entry.get(key, [])
+            assert {named} <= set(tasks) if isinstance(named, str) else set(named) <= set(tasks)
+        if "degradation" in entry:
+            parse_degradation(entry["degradation"])
+    named = {task for entry in sets for task in ([entry["task"]] if isinstance(entry["task"], str) else entry["task"])}
+    assert named == set(tasks)
+    assert any(entry["task"] == [] for entry in sets)  # something in which nothing is wrong

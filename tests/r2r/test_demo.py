@@ -49,8 +49,6 @@ def test_the_page_shows_every_case_before_and_after(tiny_model: R2R, tmp_path: P
         for folder in ("degraded", "restored"):
             assert f'src="{folder}/{one.case.file}"' in page
             assert (tmp_path / "demo" / folder / one.case.file).stat().st_size > 10_000
-    assert shown[-1].result.tiles is not None
-    assert shown[-1].result.tiles > 1
     assert read_rgb(tmp_path / "demo" / "restored" / "large.jpg").shape == (*restoring.LARGE, 3)
     noisy, nothing = shown[0], shown[-2]
     assert 20 < noisy.before < 21
