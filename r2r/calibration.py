@@ -80,8 +80,8 @@ def _logistic(score: Tensor, label: Tensor, weight: Tensor, name: str) -> tuple[
         return value
 
     optimiser.step(loss)
-    gain = float(line[0]) / spread
-    return gain, float(line[1]) - gain * middle
+    slope, intercept = line.detach().tolist()
+    return slope / spread, intercept - slope * middle / spread
 
 
 def calibrate(

@@ -150,7 +150,10 @@ def bank_retrieve(
     dcosine = dsimilarity * scale
     dquery = _normalise(dcosine @ unit_keys, unit_query, flat_query).view(query.shape)
     dkeys = _normalise(dcosine.T @ unit_query, unit_keys, flat_keys).view(keys.shape)
-    dscale = (dsimilarity * cosine.flatten(1)).sum()
+    precise = (
+        wide if query.device.type == "mps" else torch.float64
+    )  # terms of either sign: the sum is small beside them
+    dscale = (dsimilarity.to(precise) * cosine.flatten(1).to(precise)).sum()
     return dquery.to(query.dtype), dkeys.to(keys.dtype), dvalues, dscale.to(scale.dtype)
 
 

@@ -13,7 +13,7 @@ from r2r.data.layouts import LAYOUTS
 from r2r.errors import InputError
 
 KEYS = ("name", "task", "pairs", "clean", "layout", "root", "names", "class", "degradation", "sigma", "depth",
-        "depth_encoding", "repeat", "optional", "share", "reduce")  # fmt: skip
+        "depth_encoding", "repeat", "optional", "share", "reduce", "first")  # fmt: skip
 
 
 def build_source(entry: Mapping[str, Any], tasks: Sequence[str]) -> Source:
@@ -25,7 +25,7 @@ def build_source(entry: Mapping[str, Any], tasks: Sequence[str]) -> Source:
     suggests; layout, a published one, with its root (and `names`, a list file, or `class`, one of CDD-11's). depth: a
     folder of depth maps for clean photos, in `depth_encoding`. repeat: how often an epoch shows each image; share: how
     often training draws from this source, relative to others. reduce: a factor, or a range `low..high`, by which photos
-    are reduced first.
+    are reduced first. first: how many photos are used, from the first on; all by default.
     Raises InputError that names the key.
     """
     unknown = [key for key in entry if key not in KEYS]
@@ -60,7 +60,7 @@ def build_source(entry: Mapping[str, Any], tasks: Sequence[str]) -> Source:
     return Source(
         name=str(entry.get("name") or "+".join(names) or "clean"),
         labels=tuple(tasks.index(name) for name in names),
-        pairs=tuple(pairs),
+        pairs=tuple(pairs[: _count(entry, "first")]),
         degradation=degradation,
         repeat=int(entry.get("repeat", 1)),
         depth_encoding=str(entry.get("depth_encoding", "distance")),
@@ -83,6 +83,13 @@ def anchor(entry: Any, folder: Path) -> None:
 def _names(entry: Mapping[str, Any], key: str) -> list[str]:
     named = entry.get(key)
     return [str(named)] if isinstance(named, str | Path) else list(named or ())
+
+
+def _count(entry: Mapping[str, Any], key: str) -> int | None:
+    value = entry.get(key)
+    if value is None or (isinstance(value, int) and value > 0 and value is not True):
+        return value
+    raise InputError(f"{key} is {value!r} in a data source; accepted: 1 or more")
 
 
 def _number(entry: Mapping[str, Any], key: str) -> float | None:

@@ -207,7 +207,13 @@ def test_a_signal_leaves_a_true_report(model: Path, photos: Path, tmp_path: Path
     for index in range(400):
         (folder / f"{index:03}.png").write_bytes((photos / "cat.png").read_bytes())
     command = [str(ENTRY), "restore", str(folder), "--out", str(out), "--model", str(model)]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+    )
     assert running.stdout is not None
     running.stdout.readline()  # the first photo is done
     running.send_signal(number)

@@ -118,7 +118,7 @@ def denoiser(photos: Path) -> fast.R2R:
 
 def test_the_parts_restore_large_photos_in_tiles(model: fast.R2R) -> None:
     pixels = torch.rand(250, 330, 3).numpy()
-    budget = 21 * 4 * 4 * 200**2
+    budget = 21 * 4 * 4 * 240**2
     assert tile_side(model.freeze(torch.float32), budget) == tile_side(model, budget)
     wanted = restore_photo(model, pixels, memory=budget)
     eager = R2R(**model.config)

@@ -63,4 +63,4 @@ def test_answers_and_quality_are_those_stored(model: fast.R2R, case: dict) -> No
     if case["degradation"] is None:
         assert torch.equal(result.image, lq)
     else:
-        assert case["psnr"] > float(psnr(lq, hq))
+        assert case["psnr"] >= float(psnr(lq, hq)) - 1e-3  # a photo in which nothing was found is left as it is
