@@ -139,7 +139,7 @@ def draw_sheet(path: Path, folder: Path, shown: Sequence[Shown]) -> None:
 
 
 def _quality(path: Path, clean: np.ndarray) -> float:
-    image, target = (torch.from_numpy(x).permute(2, 0, 1) for x in (read_rgb(path), clean))
+    image, target = (torch.tensor(x).permute(2, 0, 1) for x in (read_rgb(path), clean))
     return min(float(psnr(image, target)), MAX_PSNR)
 
 
