@@ -24,7 +24,7 @@ XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
 EXPOSURE, LATITUDE = 33434, 2
 
 
-def opened(path: Path) -> Any:
+def opened(path: Path | io.BytesIO) -> Any:
     """An image of Pillow's, with the attributes that only some formats have."""
     return Image.open(path)
 
