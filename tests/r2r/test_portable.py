@@ -69,7 +69,10 @@ def test_a_photo_is_restored_without_what_windows_and_plain_installs_lack(
 
 @pytest.mark.parametrize(
     ("command", "package", "extra"),
-    [(("demo", "--out", "{}"), "matplotlib|sklearn", "demo"), (("train", "tasks=[a]"), "tensorboard", "train")],
+    [
+        (("demo", "--train", "--out", "{}"), "matplotlib|sklearn", "demo"),
+        (("train", "tasks=[a]"), "tensorboard", "train"),
+    ],
 )
 def test_what_is_missing_is_named_with_its_extra(
     tmp_path: Path, command: tuple[str, ...], package: str, extra: str
