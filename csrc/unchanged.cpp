@@ -26,17 +26,17 @@ bool same(PyObject* dict, PyObject* snapshot) {
   return true;
 }
 
-// Seven tuples; see the method's documentation.
+// Six tuples; see the method's documentation.
 PyObject* unchanged(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  constexpr Py_ssize_t TUPLES = 7;
+  constexpr Py_ssize_t TUPLES = 6;
   for (Py_ssize_t i = 0; i < TUPLES; i++) {
     if (count != TUPLES || !PyTuple_CheckExact(arguments[i])) {
-      PyErr_SetString(PyExc_TypeError, "unchanged takes seven tuples");
+      PyErr_SetString(PyExc_TypeError, "unchanged takes six tuples");
       return nullptr;
     }
   }
   PyObject *objects = arguments[0], *types = arguments[1], *dicts = arguments[2], *snapshots = arguments[3];
-  PyObject *empty = arguments[4], *classes = arguments[5], *forwards = arguments[6];
+  PyObject *classes = arguments[4], *forwards = arguments[5];
   if (PyTuple_GET_SIZE(objects) != PyTuple_GET_SIZE(types) || PyTuple_GET_SIZE(dicts) != PyTuple_GET_SIZE(snapshots) ||
       PyTuple_GET_SIZE(classes) != PyTuple_GET_SIZE(forwards)) {
     PyErr_SetString(PyExc_ValueError, "each object has a type, each dict a snapshot, each class a forward");
@@ -44,10 +44,6 @@ PyObject* unchanged(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   }
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(objects); i++) {
     if ((PyObject*)Py_TYPE(PyTuple_GET_ITEM(objects, i)) != PyTuple_GET_ITEM(types, i)) Py_RETURN_FALSE;
-  }
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(empty); i++) {
-    PyObject* dict = PyTuple_GET_ITEM(empty, i);
-    if (PyDict_Check(dict) && PyDict_GET_SIZE(dict)) Py_RETURN_FALSE;
   }
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(dicts); i++) {
     if (!same(PyTuple_GET_ITEM(dicts, i), PyTuple_GET_ITEM(snapshots, i))) Py_RETURN_FALSE;
@@ -64,8 +60,8 @@ PyObject* unchanged(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 
 PyMethodDef methods[] = {
     {"unchanged", (PyCFunction)(void (*)())unchanged, METH_FASTCALL,
-     "unchanged(objects, types, dicts, snapshots, empty, classes, forwards): whether all objects have their types, all "
-     "dicts and lists the objects of their snapshots, all of `empty` nothing, all classes their function `forward`."},
+     "unchanged(objects, types, dicts, snapshots, classes, forwards): whether all objects have their types, all dicts and "
+     "lists the objects of their snapshots, all classes their function `forward`."},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

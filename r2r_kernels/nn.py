@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from r2r_kernels import functional, library, reference
 from r2r_kernels.reference import Mode, NAFBlockParams
@@ -73,11 +74,6 @@ class LocalMean2d(OperatorModule):
         return self.ops.local_mean_2d(x, self.kernel_size)
 
 
-def pools_globally(pool: nn.Module | None) -> bool:
-    """Whether a block's `sca[0]` is the one that it is made with."""
-    return type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1))
-
-
 def _path(name: str) -> str:
     """Where a NAF block keeps the parameter that NAFBlockParams calls `name`."""
     if name in ("beta", "gamma"):
@@ -112,7 +108,7 @@ class Fusable(OperatorModule):
 
 @cache
 def _new_block(channels: int, eager: bool, local: bool) -> Structure:
-    with torch.device("meta"):
+    with _disable_current_modes(), torch.device("meta"):  # while tracing there are modes that want tensors of their own
         block = NAFBlock(channels, eager)
     if local:
         block.sca[0] = LocalMean2d((1, 1), eager)
@@ -208,7 +204,7 @@ def _is_whole(module: Fusable) -> bool:
 
 @cache
 def _new_upsampling(channels: int, eager: bool) -> Structure:
-    with torch.device("meta"):
+    with _disable_current_modes(), torch.device("meta"):
         return Structure.of(Upsample2d(channels, eager))
 
 

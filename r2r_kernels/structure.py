@@ -140,12 +140,11 @@ def _unchanged(
     kinds: tuple[type, ...],
     dicts: tuple[Any, ...],
     snapshots: tuple[Any, ...],
-    empty: tuple[dict[Any, Any], ...],
     classes: tuple[Any, ...],
     forwards: tuple[Any, ...],
 ) -> bool:
     """As the extension's `unchanged`, in Python."""
-    if tuple(map(type, objects)) != kinds or any(empty) or tuple(c.forward for c in classes) != forwards:
+    if tuple(map(type, objects)) != kinds or tuple(c.forward for c in classes) != forwards:
         return False
     for now, before in zip(dicts, snapshots, strict=True):
         if len(now) != len(before):
@@ -178,7 +177,7 @@ def _contents(value: Any, depth: int = 8) -> Iterator[dict[Any, Any] | list[Any]
 
 
 class Watch:
-    """Whether a module's parts are the objects that they are now, with the same attributes, and without hooks.
+    """Whether a module's parts are the objects that they are now, with the same attributes and hooks.
 
     Parameters are none of it: they are looked up at each call, as optimizers, casts and loading replace them.
     """
@@ -194,14 +193,14 @@ class Watch:
             for content in _contents(value)
         )
         modules = (part._modules for _, part in inside if part._modules)
-        dicts = (vars(module), *map(vars, objects), *modules, *contents)
         hooks = (vars(part)[name] for part in objects for name in _HOOKS)
+        dicts = (vars(module), *map(vars, objects), *modules, *hooks, *_GLOBAL_HOOKS, *contents)
         classes = tuple(dict.fromkeys(own_class(part) for _, part in inside))
         self._check = _compiled()
         self._arguments = (
             *(objects, tuple(map(type, objects))),
             *(dicts, tuple(dict(d) if isinstance(d, dict) else tuple(d) for d in dicts)),
-            *((*hooks, *_GLOBAL_HOOKS), classes, tuple(kind.forward for kind in classes)),
+            *(classes, tuple(kind.forward for kind in classes)),
         )
 
     def holds(self) -> bool:
@@ -219,10 +218,10 @@ class Sights:
         self._kept: dict[bool, tuple[Watch, Any]] = {}
 
     def see(self, module: nn.Module, look: Callable[[nn.Module], Any]) -> Any:
-        """The answer of look(module), now or of before."""
+        """The answer of look(module), now or of before; None while there are hooks on all modules."""
         watch, found = self._kept.get(module.training, (None, None))
         if watch is None or not watch.holds():
-            found = look(module)
+            found = None if any(_GLOBAL_HOOKS) else look(module)
             self._kept[module.training] = Watch(module), found
         return found
 

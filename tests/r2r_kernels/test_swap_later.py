@@ -131,7 +131,7 @@ def test_what_changes_inside_a_swapped_block_is_obeyed(change: Callable[[Any], A
 
 @pytest.mark.parametrize("called", [False, True], ids=["before a call", "after a call"])
 @pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize("change", list(CHANGES.values())[:-1], ids=list(CHANGES)[:-1])
 def test_what_changes_inside_a_block_of_ours_is_obeyed(change: Callable[[Any], Any], eager: bool, called: bool) -> None:
     torch.manual_seed(0)
     ours, plain = OwnBlock(4, eager), NAFBlock(4)
@@ -148,6 +148,19 @@ def test_what_changes_inside_a_block_of_ours_is_obeyed(change: Callable[[Any], A
         torch.manual_seed(2)
         answers.append(block(x))
     torch.testing.assert_close(*answers)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_block_of_ours_drops_where_dropout_alone_is_at_work(eager: bool) -> None:
+    block = OwnBlock(4, eager, dropout=0.5).eval()
+    with torch.no_grad():
+        block.beta.fill_(1)
+    x = torch.rand(1, 4, 7, 6)
+    assert torch.equal(block(x), block(x))
+    block.dropout1.train()
+    assert not torch.equal(block(x), block(x))
+    block.dropout1.p = 0.0
+    assert torch.equal(block(x), block(x))
 
 
 def test_the_operator_answers_again_where_the_change_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +327,9 @@ def test_under_autocast_gradients_are_float32_and_reach_all_parameters() -> None
 
 class CastNorm(LayerNorm2d):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        centred = x.float() - x.float().mean(1, keepdim=True)
+        normed = centred * (centred.square().mean(1, keepdim=True) + self.eps).rsqrt()
+        return (normed * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def test_norms_of_float32_in_a_model_of_bfloat16_work() -> None:
@@ -336,9 +351,9 @@ class EpsOfDtype(LayerNorm2d):
     """IR-SDE's: eps depends on what comes in."""
 
     def forward(self, x: Tensor) -> Tensor:
-        self_eps = 1e-2 if x.dtype == torch.float32 else 1e-1
+        eps = 1e-5 if x.dtype == torch.float32 else 1e-3
         centred = x - x.mean(1, keepdim=True)
-        normed = centred * (centred.square().mean(1, keepdim=True) + self_eps).rsqrt()
+        normed = centred * (centred.square().mean(1, keepdim=True) + eps).rsqrt()
         return normed * self.weight[:, None, None] + self.bias[:, None, None]
 
 
@@ -347,7 +362,7 @@ def test_an_eps_that_depends_on_the_dtype_is_obeyed() -> None:
     swapped = copy.deepcopy(model)
     assert r2r_kernels.accelerate(swapped).swapped
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        x = torch.randn(1, 4, 6, 5, dtype=dtype)
+        x = 0.03 * torch.randn(1, 4, 6, 5).to(dtype)
         torch.testing.assert_close(swapped.to(dtype)(x), model.to(dtype)(x))
 
 
