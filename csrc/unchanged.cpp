@@ -6,22 +6,24 @@ namespace r2r {
 
 namespace {
 
-// Of a dict the same keys with the same objects in the same order, where an order that changed counts as a change; of a
-// list, whose snapshot is a tuple, the same objects.
-bool same(PyObject* dict, PyObject* snapshot) {
-  if (PyList_Check(dict) && PyTuple_CheckExact(snapshot)) {
-    if (PyList_GET_SIZE(dict) != PyTuple_GET_SIZE(snapshot)) return false;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(dict); i++) {
-      if (PyList_GET_ITEM(dict, i) != PyTuple_GET_ITEM(snapshot, i)) return false;
+// Of a dict the same keys with the same objects in the same order, where an order that changed counts as a change; its
+// snapshot is a tuple (key, value, key, value, ...). Of a list, whose snapshot is a tuple, the same objects.
+bool same(PyObject* now, PyObject* snapshot) {
+  if (!PyTuple_CheckExact(snapshot)) return false;
+  const Py_ssize_t size = PyTuple_GET_SIZE(snapshot);
+  if (PyList_Check(now)) {
+    if (PyList_GET_SIZE(now) != size) return false;
+    for (Py_ssize_t i = 0; i < size; i++) {
+      if (PyList_GET_ITEM(now, i) != PyTuple_GET_ITEM(snapshot, i)) return false;
     }
     return true;
   }
-  if (!PyDict_Check(dict) || !PyDict_Check(snapshot)) return false;
-  if (PyDict_GET_SIZE(dict) != PyDict_GET_SIZE(snapshot)) return false;
-  Py_ssize_t at = 0, was_at = 0;
-  PyObject *key, *value, *old_key, *old_value;
-  while (PyDict_Next(dict, &at, &key, &value)) {
-    if (!PyDict_Next(snapshot, &was_at, &old_key, &old_value) || key != old_key || value != old_value) return false;
+  if (!PyDict_Check(now) || 2 * PyDict_GET_SIZE(now) != size) return false;
+  Py_ssize_t at = 0;
+  PyObject *key, *value;
+  for (Py_ssize_t i = 0; i < size; i += 2) {
+    if (!PyDict_Next(now, &at, &key, &value)) return false;
+    if (key != PyTuple_GET_ITEM(snapshot, i) || value != PyTuple_GET_ITEM(snapshot, i + 1)) return false;
   }
   return true;
 }

@@ -138,23 +138,25 @@ def _compiled() -> Any:
 def _unchanged(
     objects: tuple[Any, ...],
     kinds: tuple[type, ...],
-    dicts: tuple[Any, ...],
-    snapshots: tuple[Any, ...],
+    dicts: tuple[dict[Any, Any] | list[Any], ...],
+    snapshots: tuple[tuple[Any, ...], ...],
     classes: tuple[Any, ...],
     forwards: tuple[Any, ...],
 ) -> bool:
     """As the extension's `unchanged`, in Python."""
     if tuple(map(type, objects)) != kinds or tuple(c.forward for c in classes) != forwards:
         return False
-    for now, before in zip(dicts, snapshots, strict=True):
-        if len(now) != len(before):
-            return False
-        if isinstance(before, tuple):
-            if not all(map(operator.is_, now, before)):
-                return False
-        elif any(now.get(k, before) is not v for k, v in before.items()):
-            return False
-    return True
+    return all(map(_same, dicts, snapshots))
+
+
+def _snapshot(now: dict[Any, Any] | list[Any]) -> tuple[Any, ...]:
+    """What the dict or list holds: (key, value, key, value, ...), or the items."""
+    return tuple(thing for item in now.items() for thing in item) if isinstance(now, dict) else tuple(now)
+
+
+def _same(now: dict[Any, Any] | list[Any], snapshot: tuple[Any, ...]) -> bool:
+    found = _snapshot(now)
+    return len(found) == len(snapshot) and all(map(operator.is_, found, snapshot))
 
 
 def _contents(value: Any, depth: int = 8) -> Iterator[dict[Any, Any] | list[Any]]:
@@ -199,7 +201,7 @@ class Watch:
         self._check = _compiled()
         self._arguments = (
             *(objects, tuple(map(type, objects))),
-            *(dicts, tuple(dict(d) if isinstance(d, dict) else tuple(d) for d in dicts)),
+            *(dicts, tuple(map(_snapshot, dicts))),
             *(classes, tuple(kind.forward for kind in classes)),
         )
 
