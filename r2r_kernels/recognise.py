@@ -227,10 +227,7 @@ def trace(twin: nn.Module, leaves: set[nn.Module]) -> fx.Graph:
         for name, parameter in inspect.signature(type(twin).forward).parameters.items()
         if parameter.default is not inspect.Parameter.empty
     }
-    structure = Structure.of(twin)
     graph = _Tracer(leaves).trace(twin, concrete_args=defaults or None)
-    if changed := structure.difference(twin):
-        raise ValueError(f"it changes the module: {changed}")
     for node in reversed(graph.nodes):  # what asserts that defaults are what they are
         unused = not node.users and node.op in ("placeholder", "call_function")
         asserts = node.op == "call_function" and "_assert" in getattr(node.target, "__name__", "")
@@ -254,7 +251,7 @@ class Graph:
         self.twin = twin
         self.norms = norms
         self.gates = gates
-        leaves = {*norms, *blocks}
+        leaves, structure = {*norms, *blocks}, Structure.of(twin)
         try:
             self.graph = trace(twin, leaves)
         except Exception:  # what is inside may not be traced where the module itself may
@@ -262,6 +259,8 @@ class Graph:
             if kept <= leaves:
                 raise
             self.graph = trace(twin, leaves | kept)
+        if changed := structure.difference(twin):
+            raise ValueError(f"it changes the module: {changed}")
         self.dropouts: dict[str, None] = {}
         self.near: str | None = None  # what kept the last candidate from fitting
 
