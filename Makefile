@@ -1,9 +1,10 @@
-# make demo: train a small model here and look at what it restores.  make test: all checks.
+# make demo: restore photos and look at them.  make demo-train: train a small model first.  make test: all checks.
+# make compat: the extension and the kernels with every PyTorch and Triton supported; downloads 800 MB, takes an hour.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo demo-train test lint bench compat clean
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,6 +15,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 demo: $(STAMP)
 	$(BIN)/r2r demo
 
+demo-train: $(STAMP)
+	$(BIN)/r2r demo --train --out demo-train
+
 test: lint
 	$(BIN)/python -m pytest
 
@@ -21,6 +25,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+compat: $(STAMP)
+	$(BIN)/python -m tests.r2r_kernels.compat
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --quick

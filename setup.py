@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -35,7 +36,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx512_bf16"] = INSTRUCTION_SETS["avx512"] + " -mavx512bf16"
 FLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi"
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable interface of torch 2.10
-CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
+CUDA_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")  # as far as nvcc knows them, the last also as PTX
 JOB_BYTES = 2 << 30  # memory that one compiler may take
 
 
@@ -57,12 +58,20 @@ def find_torch() -> tuple[Path, str]:
     )
 
 
-def find_compiler() -> str:
+def find_compiler() -> list[str]:
+    """The C++ compiler as a command: CXX may hold a launcher before it and flags behind, as in "ccache g++ -m64"."""
     wanted = os.environ.get("CXX")
-    for name in (wanted,) if wanted else ("c++", "g++"):
-        if path := shutil.which(name):
-            return path
+    for command in (shlex.split(wanted),) if wanted else (["c++"], ["g++"]):
+        if command and (path := shutil.which(command[0])):
+            return [path, *command[1:]]
     raise BuildError(f"CXX={wanted} was not found" if wanted else "no C++ compiler was found (set CXX)")
+
+
+def host_compiler(command: list[str]) -> str:
+    """What of `find_compiler` nvcc takes: the compiler itself, with its flags passed on."""
+    words = [word for word in command if not word.startswith("-")]
+    flags = [f"-Xcompiler {in_command(word)}" for word in command if word.startswith("-")]
+    return " ".join([f"-ccbin {in_command(words[-1])}", *flags])
 
 
 def find_nvcc() -> Path | None:
@@ -73,6 +82,13 @@ def find_nvcc() -> Path | None:
     shown = subprocess.run([path, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
     top = re.search(r"TOP=(\S+)", shown)
     return Path(top.group(1)) if top else None
+
+
+def known_architectures(nvcc: Path) -> str:
+    """Those of CUDA_ARCHITECTURES that this nvcc compiles for, as a list for `cuda_flags`."""
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+    known = [one for one in CUDA_ARCHITECTURES if f"sm_{one.replace('.', '')}" in listed]
+    return ";".join(known or CUDA_ARCHITECTURES) + "+PTX"
 
 
 def cuda_flags(architectures: str) -> str:
@@ -93,7 +109,7 @@ def jobs() -> int:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
+    except (AttributeError, ValueError, OSError):
         memory = JOB_BYTES
     return max(1, min(processors, memory // JOB_BYTES))
 
@@ -119,40 +135,41 @@ def compile_extension(output: Path, work: Path) -> None:
         raise BuildError("ninja was not found")
     cuda_sources = [source for source in SOURCES if source.endswith(".cu")]
     cuda = find_nvcc() if cuda_sources else None
-    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES if cuda else ""
+    architectures = (os.environ.get("TORCH_CUDA_ARCH_LIST") or known_architectures(cuda / "bin/nvcc")) if cuda else ""
 
-    shown = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
+    shown = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
     facts = {
-        "COMPILER": (shown or [compiler])[0],
+        "COMPILER": (shown or compiler)[0],
         "FLAGS": FLAGS,
         "TORCH": version,
         "CUDA_ARCHITECTURES": architectures,
     }
-    includes: list[str | Path] = [torch / "include", sysconfig.get_path("include"), pybind11.get_include()]
+    # pybind11 before PyTorch's copy of it, which up to torch 2.11 refuses to be included beside the stable interface.
+    includes: list[str | Path] = [pybind11.get_include(), torch / "include", sysconfig.get_path("include")]
     common = " ".join([TARGET, *(f"-isystem {in_command(folder)}" for folder in includes)])
     lines = [
-        f"cxx = {in_command(compiler)}",
-        f"rule cxx\n  command = $cxx -MMD -MF $out.d {FLAGS} $flags {common} -c $in -o $out\n  depfile = $out.d",
+        f"cxx = {' '.join(map(in_command, compiler))}",
+        f"rule cxx\n  command = $cxx -MMD -MF $out.d {FLAGS} $flags -c $in -o $out\n  depfile = $out.d",
         f"rule link\n  command = $cxx -shared $in -o $out -L{in_command(torch / 'lib')} -ltorch_cpu $libraries",
     ]
     libraries = ""
     if cuda:
-        nvcc = (
-            f"{in_command(cuda / 'bin/nvcc')} -ccbin $cxx -std=c++20 -O3 -Xcompiler -fPIC {cuda_flags(architectures)}"
-        )
+        program = f"{in_command(cuda / 'bin/nvcc')} {host_compiler(compiler)}"
+        nvcc = f"{program} -std=c++20 -O3 -Xcompiler -fPIC {cuda_flags(architectures)}"
         lines.append(
             f"rule nvcc\n  command = {nvcc} -MD -MF $out.d {common} -DUSE_CUDA -c $in -o $out\n  depfile = $out.d"
         )
-        libraries = f"-L{in_command(cuda / 'lib64')} -lcudart_static -ldl -lrt -lpthread"
+        folders = " ".join(f"-L{in_command(cuda / name)}" for name in ("lib64", "lib"))
+        libraries = f"{folders} -lcudart_static -ldl -lrt -lpthread"
 
     objects: list[str] = []
     for source in (s for s in SOURCES if s.endswith(".cpp") or cuda):
         name, rule = Path(source).stem, "nvcc" if source.endswith(".cu") else "cxx"
-        variants = {f"{name}.o": ""}
-        if name == "kernels":
+        variants = {f"{name}.o": common if rule == "cxx" else ""}
+        if name == "kernels":  # knows nothing of PyTorch
             variants = {f"{name}_{isa}.o": f"-DR2R_ISA={isa} {flags}" for isa, flags in INSTRUCTION_SETS.items()}
         elif name == "registration":
-            variants[f"{name}.o"] = " ".join(f"-DR2R_{key}='\"{value}\"'" for key, value in facts.items())
+            variants[f"{name}.o"] += "".join(f" -DR2R_{key}='\"{value}\"'" for key, value in facts.items())
         for target, flags in variants.items():
             lines.append(f"build {target}: {rule} {in_build((ROOT / source).resolve())}\n  flags = {flags}")
         objects += variants
@@ -167,6 +184,13 @@ def compile_extension(output: Path, work: Path) -> None:
         raise BuildError(f"compiling it failed: {(errors or ['see the build log'])[0].strip()}")
     output.parent.mkdir(parents=True, exist_ok=True)
     os.replace(work / output.name, output)
+
+
+def tell(line: str) -> None:
+    """Say it in the build's log, and, as pip shows no log where a build ends well, on the terminal itself."""
+    print(line, file=sys.stderr)
+    with suppress(OSError), open("CON" if os.name == "nt" else "/dev/tty", "w") as terminal:
+        terminal.write(f"\n{line}\n")
 
 
 class BuildExtension(build_ext):
@@ -185,14 +209,15 @@ class BuildExtension(build_ext):
         try:
             compile_extension(output, Path(self.build_temp).resolve() / "ninja")
         except (BuildError, ImportError, OSError) as error:
-            print(f"r2r_kernels: no native operators: {error}", file=sys.stderr)
+            tell(f"r2r_kernels: no native operators: {error}")
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "_C_missing.txt").write_text(f"{error}\n")
 
 
 setup(
+    license="Apache-2.0",
     ext_modules=[Extension("r2r_kernels._C", SOURCES, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": BuildExtension},
-    package_data={"r2r_kernels": ["_C_missing.txt", "configs/*"]},
+    package_data={"r2r_kernels": ["_C_missing.txt", "configs/*"], "r2r.weights": ["default/*"]},
 )

@@ -58,26 +58,37 @@ class PublishedRetrieval(nn.Module):
     def __init__(self, retrieval: BankRetrieval) -> None:
         super().__init__()
         self.mode = retrieval.mode
-        self.slots: tuple[Tensor, list[list[Tensor]], list[list[Tensor]]] | None = None
+        self.slots: tuple[Tensor, Tensor, list[list[Tensor]], list[list[Tensor]]] | None = None
+
+    def scores(self, queries: Tensor, keys: Tensor, counts: Tensor) -> Tensor:
+        """As `BankRetrieval.scores`: of flat queries [N, W, Ck * h * w] -> [N, W, T]."""
+        return self._compared(queries.flatten(0, 1), keys, keys)[2].unflatten(0, queries.shape[:2])
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, counts: Tensor, task: Any = None) -> Any:
-        if self.slots is None or self.slots[0] is not keys:
-            split = [[list(one.split(1)) for one in bank] for bank in (keys, values)]
-            self.slots = (keys, split[0], split[1])
-        _, key_lists, value_lists = self.slots
-        numbers = [len(slots) for slots in key_lists]
-        flat_keys = torch.cat([torch.cat(slots) for slots in key_lists]).flatten(1)
-        flat_values = torch.cat([torch.cat(slots) for slots in value_lists])
-        unit = F.normalize(query.flatten(1), dim=1)
-        similarity = unit @ F.normalize(flat_keys, dim=1).t() / math.sqrt(flat_keys.shape[1])
-        parts = similarity.split(numbers, dim=1)
-        scores = torch.stack([torch.topk(part, min(numbers), dim=1).values.mean(1) for part in parts], dim=1)
+        flat_values, similarity, scores, numbers = self._compared(query.flatten(1), keys, values)
         chosen = scores.argmax(1) if task is None else task
+        if chosen.dtype == torch.bool:  # a mask of one task for each image
+            chosen = chosen.int().argmax(1)
         owner = torch.arange(len(numbers)).repeat_interleave(torch.tensor(numbers)).to(query.device)
         masked = similarity.clone()
         masked[owner != chosen[:, None]] = -1e6
         readout = torch.softmax(masked, dim=1) @ flat_values.flatten(1)
         return readout.view(len(query), *flat_values.shape[1:]), scores
+
+    def _compared(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """All values, similarities [N, slots], scores [N, T] and how many slots each task has."""
+        if self.slots is None or self.slots[0] is not keys or (self.slots[1] is not values and values is not keys):
+            split = [[list(one.split(1)) for one in bank] for bank in (keys, values)]
+            self.slots = (keys, values, split[0], split[1])
+        _, _, key_lists, value_lists = self.slots
+        numbers = [len(slots) for slots in key_lists]
+        flat_keys = torch.cat([torch.cat(slots) for slots in key_lists]).flatten(1)
+        flat_values = torch.cat([torch.cat(slots) for slots in value_lists])
+        unit = F.normalize(queries, dim=1)
+        similarity = unit @ F.normalize(flat_keys, dim=1).t() / math.sqrt(flat_keys.shape[1])
+        parts = similarity.split(numbers, dim=1)
+        scores = torch.stack([torch.topk(part, min(numbers), dim=1).values.mean(1) for part in parts], dim=1)
+        return flat_values, similarity, scores, numbers
 
 
 class PublishedGatedConv2d(GatedConv2d):

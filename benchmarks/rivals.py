@@ -27,7 +27,7 @@ from r2r import R2R
 from r2r.fast import R2R as FastR2R
 from r2r.losses import LossWeights, restoration_loss
 from r2r.presets import PRESETS
-from r2r.restoration import restore_photo
+from r2r.tiling import restore_photo
 from r2r_kernels import functional, reference
 from r2r_kernels.nn import OperatorModule
 
@@ -226,7 +226,7 @@ def _weights(preset: str) -> R2R:
         model = R2R(tasks=TASKS, similarity="published", **PRESETS[preset])
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name.endswith(("beta", "gamma")):
+                if name.endswith(("beta", "gamma")) or name.startswith("ending."):  # which start at 0
                     parameter.normal_(std=0.1)
             size = model.bank.size * model.stride
             query, _ = model.query(model.encode(torch.rand(1, 3, size, size)).deep)

@@ -250,10 +250,11 @@ def measure_limits(device: torch.device) -> Limits:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         seconds = _best(lambda a=a, b=b: a @ b, device)
         if gpu and dtype == torch.float32:
-            before = torch.backends.cuda.matmul.allow_tf32
-            torch.backends.cuda.matmul.allow_tf32 = True
+            matmul: Any = torch.backends.cuda.matmul
+            before = matmul.fp32_precision
+            matmul.fp32_precision = "tf32"
             seconds = min(seconds, _best(lambda a=a, b=b: a @ b, device))
-            torch.backends.cuda.matmul.allow_tf32 = before
+            matmul.fp32_precision = before
         if not gpu and dtype == torch.float32:
             seconds = min(seconds, _best(functools.partial(np.matmul, a.numpy(), b.numpy()), device))
         gemm[str(dtype).removeprefix("torch.")] = 2 * side**3 / seconds

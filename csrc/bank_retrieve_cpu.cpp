@@ -22,19 +22,12 @@ struct Selection {
   int64_t tasks;
   int64_t slots;
 
-  // The mean of the `smallest` largest similarities of each task, -inf where it holds no slots.
-  void score(const float* similarity, int64_t smallest, float* scores) const {
-    std::vector<float> sorted;
+  // The mean similarity of each task, -inf where it holds no slots.
+  void score(const float* similarity, float* scores) const {
     for (int64_t t = 0; t < tasks; t++) {
-      const float* own = similarity + t * slots;
-      if (counts[t] > smallest) {
-        sorted.assign(own, own + counts[t]);
-        std::nth_element(sorted.begin(), sorted.begin() + (smallest - 1), sorted.end(), std::greater<float>());
-        own = sorted.data();
-      }
       double total = 0;
-      for (int64_t s = 0; s < smallest && counts[t] > 0; s++) total += own[s];
-      scores[t] = counts[t] > 0 ? static_cast<float>(total / static_cast<double>(smallest)) : -INFINITE;
+      for (int64_t s = 0; s < counts[t]; s++) total += similarity[t * slots + s];
+      scores[t] = counts[t] > 0 ? static_cast<float>(total / static_cast<double>(counts[t])) : -INFINITE;
     }
   }
 
@@ -103,14 +96,10 @@ void bank_retrieve(
       }
     });
 
-    int64_t smallest = slots;
-    for (int64_t t = 0; t < tasks; t++) {
-      if (selection.counts[t] > 0) smallest = std::min(smallest, selection.counts[t]);
-    }
     bool* part = data<bool>(taking);
     for (int64_t n = 0; n < number; n++) {
       float *own = similarity + n * tasks * slots, *own_scores = data<float>(scores) + n * tasks;
-      selection.score(own, smallest, own_scores);
+      selection.score(own, own_scores);
       if (!told) selection.choose(own_scores, mode, part + n * tasks);
       selection.weigh(part + n * tasks, own);
     }

@@ -8,6 +8,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <climits>
@@ -29,7 +30,7 @@ class Stream {
     }();
     STD_TORCH_CHECK(get, "this PyTorch has no CUDA stream to run on");
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(get(tensor.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(get(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 

@@ -1,6 +1,7 @@
 """R2R: all-in-one image restoration with a retrieval-based degradation bank."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("r2r-restore")
     if name not in _HOMES:
         raise AttributeError(f"module 'r2r' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -17,12 +17,15 @@ class DegradationBank(KeepsLayout):
 
     Buffers: `keys` [T, S, Ck, h, w] and `values` [T, S, Cv, h, w], float; `counts` int64 [T], how many of the S slots
     each task uses (the first ones). A new bank is empty. The buffers travel with `state_dict()` and `.to()`; loading
-    takes on the number of slots of what is loaded.
+    takes on the number of slots of what is loaded. `gain` and `offset` float32 [T] turn a task's score into the
+    logarithm of its odds (`r2r.calibration`); 1 and 0 at first.
     """
 
     keys: Tensor
     values: Tensor
     counts: Tensor
+    gain: Tensor
+    offset: Tensor
 
     def __init__(self, tasks: Sequence[str], slots: int, key_channels: int, value_channels: int, size: int) -> None:
         super().__init__()
@@ -31,11 +34,17 @@ class DegradationBank(KeepsLayout):
         self.register_buffer("keys", torch.zeros(len(self.tasks), slots, key_channels, size, size))
         self.register_buffer("values", torch.zeros(len(self.tasks), slots, value_channels, size, size))
         self.register_buffer("counts", torch.zeros(len(self.tasks), dtype=torch.int64))
+        self.register_buffer("gain", torch.ones(len(self.tasks)))
+        self.register_buffer("offset", torch.zeros(len(self.tasks)))
 
     @property
     def size(self) -> int:
         """Height and width of a slot."""
         return self.keys.shape[-1]
+
+    def calibrated(self, scores: Tensor) -> Tensor:
+        """[N, T] -> [N, T]; tasks without slots keep their -inf."""
+        return scores * self.gain + self.offset
 
     @torch.no_grad()
     def replace(self, keys: Tensor, values: Tensor, present: Tensor) -> None:
@@ -60,6 +69,8 @@ class DegradationBank(KeepsLayout):
         self.keys = torch.cat((_pad_slots(self.keys, slots), _pad_slots(keys.to(self.keys)[None], slots)))
         self.values = torch.cat((_pad_slots(self.values, slots), _pad_slots(values.to(self.values)[None], slots)))
         self.counts = torch.cat((self.counts, self.counts.new_tensor([len(keys)])))
+        self.gain = torch.cat((self.gain, self.gain.new_ones(1)))
+        self.offset = torch.cat((self.offset, self.offset.new_zeros(1)))
         self.tasks += (name,)
         self.empty = False
 
@@ -71,7 +82,18 @@ class DegradationBank(KeepsLayout):
         if not kept:
             raise ValueError(f"{name!r} is the bank's last task and cannot be removed")
         self.keys, self.values, self.counts = self.keys[kept], self.values[kept], self.counts[kept]
+        self.gain, self.offset = self.gain[kept], self.offset[kept]
         self.tasks = tuple(self.tasks[index] for index in kept)
+
+    def take_over(self, other: DegradationBank) -> tuple[str, ...]:
+        """Add the tasks of another bank that this one lacks, with their scale of scores; returns their names."""
+        added = tuple(name for name in other.tasks if name not in self.tasks)
+        for index, name in enumerate(other.tasks):
+            if name in added:
+                slots = int(other.counts[index])
+                self.add_task(name, other.keys[index, :slots], other.values[index, :slots])
+                self.gain[-1], self.offset[-1] = other.gain[index], other.offset[index]
+        return added
 
     def likeness(self) -> Tensor:
         """[T, T]: cosine of the tasks' mean keys, 0 where a task holds no slots."""
@@ -86,6 +108,8 @@ class DegradationBank(KeepsLayout):
             if slots == values.shape[1] != self.keys.shape[1]:
                 self.keys = self.keys.new_zeros(len(self.tasks), slots, *self.keys.shape[2:])
                 self.values = self.values.new_zeros(len(self.tasks), slots, *self.values.shape[2:])
+        for name in ("gain", "offset"):  # files of earlier versions have none
+            state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.empty = not bool(self.counts.any())
 

@@ -4,20 +4,54 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
+import warnings
 from contextlib import nullcontext
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from r2r.errors import InputError
+from r2r.terminal import (
+    RestorationDisplay,
+    TrainingDisplay,
+    console,
+    printable,
+    progress_bar,
+    show_growth,
+    tolerate_any_character,
+)
 
 if TYPE_CHECKING:
     from r2r.model import R2R
+
+
+EXTRAS = {"tensorboard": "train", "matplotlib": "demo", "sklearn": "demo"}  # packages that few commands need
+
+
+class LogFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+def _gigabytes(value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1e6:
+        raise InputError(f"--memory {value}: accepted are gigabytes, more than 0")
+    return value
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import r2r
+
+        console.print(r2r.__version__)
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="r2r",
@@ -27,53 +61,105 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-console = Console()
-ModelOption = Annotated[Path, typer.Option("--model", "-m", help="Folder of a model, or its name on the Hub.")]
+MODEL_HELP = "Folder of a model, or hf://OWNER/NAME on the Hub."
+ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP)]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help=MODEL_HELP + " Without it, the one that comes along.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
+MemoryOption = Annotated[
+    float | None, typer.Option(callback=_gigabytes, help="Gigabytes the work may take; larger photos are tiled.")
+]
 EagerOption = Annotated[bool, typer.Option("--eager", help="Use the plain PyTorch reference instead of the kernels.")]
 
 
 def main() -> None:
     """Entry point: bad input becomes one line and exit code 2, an interruption exit code 130."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.filterwarnings("ignore", module="PIL")  # about damaged files, which are reported
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    tolerate_any_character()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(f"error: this needs the package {error.name}: pip install 'r2r-restore[{extra}]'", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; what was done so far is kept", file=sys.stderr)
-        sys.exit(130)
+        _interrupted()
+    except SystemExit as ending:
+        if ending.code == 130:  # typer's answer to a KeyboardInterrupt
+            _interrupted()
+        raise
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _interrupted() -> NoReturn:
+    print("interrupted; what was done so far is kept", file=sys.stderr)
+    sys.exit(130)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
 
 
 def _load(model: Path, device: str, eager: bool) -> R2R:
     from r2r import R2R, fast
-    from r2r.training import pick_device
+    from r2r.device import pick_device
 
     return (R2R if eager else fast.R2R).from_pretrained(model, map_location=str(pick_device(device)))
 
 
-def _bar(*columns: Any) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *columns,
-        console=console,
-    )  # fmt: skip
+def _load_frozen(model: str | None, device: str, eager: bool) -> R2R:
+    """The model in the form that restores fastest."""
+    import torch
+
+    from r2r import fast
+    from r2r.device import device_of
+
+    loaded = _load(model, device, eager)
+    if not isinstance(loaded, fast.R2R):
+        return loaded
+    return loaded.freeze(torch.bfloat16 if device_of(loaded).type == "cuda" else torch.float32)
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the page, the pictures and the model go.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Another seed trains another model.")] = 0,
-    minutes: Annotated[float, typer.Option(help="Roughly how long to train, at most.")] = 3.5,
+    out: Annotated[Path, typer.Option(help="Where the page and the pictures go.")] = Path("demo"),
+    train: Annotated[
+        bool, typer.Option("--train", help="Train a small model first, in minutes, and show that.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="With --train: another seed trains another model.")] = 0,
+    minutes: Annotated[float, typer.Option(help="With --train: roughly how long, at most.")] = 3.5,
     eager: EagerOption = False,
 ) -> None:
-    """Train a small model here, on photos that come with scikit-image, and look at what it restores.
+    """Restore photos that come with scikit-image, each degraded in another way, and look at them.
 
     Example: `r2r demo`, then open `demo/index.html`.
     """
-    from r2r.demo import run_demo
+    if train:
+        from r2r.demo.training import run_demo as train_and_show
 
-    run_demo(out, seed, minutes, console, eager)
+        train_and_show(out, seed, minutes, console, eager)
+    else:
+        from r2r.demo.restoring import run_demo
+
+        run_demo(out, console)
 
 
 @app.command()
@@ -108,77 +194,79 @@ def train(
             console.print(f"done: {settings.out}/last ({', '.join(model.tasks)}), log in {settings.out}/log.csv")
 
 
-class TrainingDisplay:
-    """A bar for the phase and the newest figures behind it."""
-
-    def __init__(self) -> None:
-        self.progress = _bar(TextColumn("{task.fields[figures]}"))
-        self.bar = self.progress.add_task("starting", total=None, figures="")
-
-    def start(self, phase: str, done: int, total: int) -> None:
-        self.progress.reset(self.bar, description=phase, total=total, completed=done, figures="")
-
-    def update(self, done: int, row: dict[str, float]) -> None:
-        figures = (
-            f"loss {row['total']:.3f}  {row['psnr']:.2f} dB  {row['accuracy']:4.0%} matched  "
-            f"{row['images_per_second']:.1f} images/s"
-        )
-        self.progress.update(self.bar, completed=done, figures=figures)
-
-    def say(self, line: str) -> None:
-        self.progress.console.print(escape(line))
-
-
 @app.command()
 def restore(
-    inputs: Annotated[list[Path], typer.Argument(help="Photos, and folders of them.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the restored photos and report.json.")],
-    model: ModelOption = Path("demo/model"),
-    task: Annotated[str | None, typer.Option(help="Say what is wrong instead of having it recognised.")] = None,
+    inputs: Annotated[list[Path], typer.Argument(help="Photos, and folders of them; - for standard input.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for the restored photos and report.json, by default `restored` beside them; - for "
+            "standard output.",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    task: Annotated[
+        str | None, typer.Option(help="Say what is wrong instead of having it recognised; several joined by +.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="How much of the restoration is mixed in, 0 to 1.")] = 1.0,
+    file_format: Annotated[
+        str | None, typer.Option("--format", help="jpg, png, webp, tiff or avif instead of the photo's own format.")
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Of JPEG, WebP and AVIF. A JPEG keeps its own otherwise.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what an earlier run has done.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Write compare.html: before and after, a slider.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
+    log: Annotated[LogFormat, typer.Option(help="json: one JSON object a line.")] = LogFormat.TEXT,
     device: DeviceOption = "auto",
-    memory: Annotated[float | None, typer.Option(help="Gigabytes the work may take; larger photos are tiled.")] = None,
+    memory: MemoryOption = None,
     eager: EagerOption = False,
 ) -> None:
-    """Restore photos: names, subfolders, bit depth, transparency, EXIF and colour profile stay as they are.
+    """Restore photos: names, subfolders, format, bit depth, transparency and metadata stay as they are.
 
-    Exit code 1 where some photos failed; report.json says which.
+    The same command again goes on where it was stopped, and skips what is done and has not changed. Exit code 1 where
+    photos failed or were left out; report.json says which and why.
 
-    Example: `r2r restore holiday/ scan.tif --out restored --model demo/model`
+    A photo in which nothing is found wrong is copied as it is.
+
+    Example: `r2r restore holiday/ scan.tif`
     """
-    import torch
+    from r2r.compare import write_comparison
+    from r2r.data.images import FORMATS, format_of
+    from r2r.restoration import Output, prepare, restore_files, restore_stream
 
-    from r2r.fast import R2R as FastR2R
-    from r2r.restoration import restore_files
-
-    loaded = _load(model, device, eager)
-    if isinstance(loaded, FastR2R):
-        loaded = loaded.freeze(torch.bfloat16 if loaded.bank.keys.is_cuda else torch.float32)
-    with _bar() as progress:
-        bar = progress.add_task("restoring", total=None)
-
-        def show(result: Any, total: int) -> None:
-            progress.update(bar, total=total, advance=1)
-            if result.error:
-                progress.console.print(
-                    f"[red]failed[/] {escape(result.input)}: {escape(result.error)}", highlight=False
-                )
-                return
-            scores = "  ".join(f"{name} {'-' if s is None else format(s, '.2f')}" for name, s in result.scores.items())
-            tiles = f", {result.tiles} tiles" if result.tiles > 1 else ""
-            found = f"[bold]{' + '.join(result.tasks)}[/] ({scores})"
-            progress.console.print(f"{escape(result.input)}: {found} in {result.seconds:.1f} s{tiles}", highlight=False)
-
-        budget = None if memory is None else int(memory * 1e9)
-        report = restore_files(loaded, inputs, out, task, budget, progress=show)
-    console.print(f"{len(report.files) - report.failed} restored, {report.failed} failed; {out / 'report.json'}")
-    if report.failed:
+    output = Output(format_of(file_format) if file_format else None, quality)
+    if quality is not None and output.file_format and not FORMATS[output.file_format].lossy:
+        raise InputError(f"--quality: {output.file_format} has none; JPEG, WebP and AVIF have")
+    budget = None if memory is None else int(memory * 1e9)
+    if "-" in map(str, (*inputs, out)):
+        if len(inputs) != 1 or str(out) != "-":
+            raise InputError("- stands for one photo: r2r restore PHOTO --out -, or r2r restore - --out -")
+        loaded = _load_frozen(model, device, eager)
+        restore_stream(loaded, str(inputs[0]), sys.stdout.buffer, task, budget, output, strength)
+        return
+    out = inputs[0].parent / "restored" if out is None else out
+    loaded = _load_frozen(model, device, eager)
+    display = RestorationDisplay(as_json=log is LogFormat.JSON)
+    if dry_run:
+        display.plan(*prepare(loaded, inputs, out, task, budget, output, overwrite, strength))
+        return
+    with display.progress:
+        report = restore_files(loaded, inputs, out, task, budget, output, overwrite, display.show, strength)
+    display.summary(report, out)
+    if compare:
+        write_comparison(out, report.files)
+    if report.failed or report.skipped:
         raise typer.Exit(1)
 
 
 @app.command()
 def evaluate(
     sets: Annotated[Path | None, typer.Argument(help="YAML file with several sets; see docs/evaluation.md.")] = None,
-    model: ModelOption = Path("demo/model"),
+    model: ModelOption = None,
     task: Annotated[str | None, typer.Option(help="The task of a single set.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Folder {degraded,clean}/NAME.*")] = None,
     clean: Annotated[Path | None, typer.Option(help="Folder of clean photos, to be degraded.")] = None,
@@ -195,9 +283,9 @@ def evaluate(
     Example: `r2r evaluate --model demo/model --task denoise --clean photos --sigma 25 --json result.json`
     """
     from r2r.data.sources import build_source
+    from r2r.device import pick_device
     from r2r.evaluation import evaluate, evaluation_set, load_sets
     from r2r.files import atomic_path
-    from r2r.training import pick_device
 
     loaded = _load(model, device, eager)
     if (sets is None) == (task is None):
@@ -208,7 +296,7 @@ def evaluate(
         entry = {"task": task, "pairs": pairs, "clean": clean, "sigma": sigma, "degradation": degradation}
         source = build_source({key: str(v) for key, v in entry.items() if v is not None}, loaded.tasks)
         chosen = [evaluation_set(source, len(loaded.tasks), loaded.mixtures)]
-    with _bar() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("evaluating", total=sum(len(one.pairs) for one in chosen))
         result = evaluate(loaded, chosen, pick_device(device), progress=lambda *_: progress.advance(bar))
     result.render(console)
@@ -236,7 +324,7 @@ def degrade(
 
     degradation = parse_degradation(kind)
     photos = clean_folder(clean, depth)
-    with _bar() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("degrading", total=len(photos))
         made = degrade_folder(photos, out, degradation, seed, depth_encoding, progress=lambda _: progress.advance(bar))
     console.print(f"{made} pairs made, {len(photos) - made} were there; {out}")
@@ -244,21 +332,34 @@ def degrade(
 
 @app.command()
 def bank(
-    model: Annotated[Path, typer.Argument(help="Folder of a model, or its name on the Hub.")],
+    model: ModelArgument,
     remove: Annotated[str | None, typer.Option(help="Drop this task.")] = None,
     add_from: Annotated[Path | None, typer.Option(help="Another model to take tasks from that this one lacks.")] = None,
+    learn: Annotated[str | None, typer.Option(help="Learn a new task of this name, in minutes.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="What to learn from: a folder {degraded,clean}/NAME.*")] = None,
+    clean: Annotated[Path | None, typer.Option(help="What to learn from: clean photos, with --degradation.")] = None,
+    degradation: Annotated[str | None, typer.Option(help="How clean photos are degraded, e.g. snow.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="How long to learn.")] = 300,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Sets (YAML) on which scores are turned into probabilities.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Save in half precision.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to save the changed model.")] = None,
 ) -> None:
-    """Show what a model's bank holds, drop a task, or take tasks over from another model of the same backbone.
+    """Show what a model's bank holds, drop a task, take tasks over from another model of the same backbone, learn a new
+    one (keys and values alone, the network stays as it is), or calibrate its scores.
 
     Example: `r2r bank demo/model --remove deblur --out smaller`
+
+    Example: `r2r bank demo/model --learn desnow --clean photos --degradation snow --out larger`
     """
+    import torch
     from rich.table import Table
 
-    from r2r import R2R
+    from r2r.fast import R2R
 
     loaded = R2R.from_pretrained(model)
-    if remove or add_from:
+    if remove or add_from or learn or calibrate or half:
         if out is None:
             raise InputError("say with --out where to save the changed model")
         try:
@@ -266,21 +367,62 @@ def bank(
             if remove:
                 loaded.bank.remove_task(remove)
             if add_from:
-                other = R2R.from_pretrained(add_from).bank
-                for index, name in enumerate(other.tasks):
-                    if name not in loaded.tasks:
-                        slots = int(other.counts[index])
-                        loaded.bank.add_task(name, other.keys[index, :slots], other.values[index, :slots])
+                other = R2R.from_pretrained(add_from)
+                if other.backbone_fingerprint() != loaded.backbone_fingerprint():
+                    raise InputError(f"{add_from} has another backbone than {model}: its bank does not fit")
+                loaded.bank.take_over(other.bank)
+            if learn:
+                loaded = _learn(loaded, learn, pairs, clean, degradation, steps)
+            if calibrate:
+                _calibrate(loaded, calibrate)
         except InputError:
             raise
         except ValueError as error:
             raise InputError(str(error)) from error
-        loaded.save_pretrained(out)
+        loaded.save_pretrained(out, dtype=torch.float16 if half else None)
     table = Table("task", "slots", *loaded.tasks, title="slots of each task, cosine of the tasks' mean keys")
     likeness = loaded.bank.likeness()
     for index, name in enumerate(loaded.tasks):
         table.add_row(name, str(int(loaded.bank.counts[index])), *(f"{x:.2f}" for x in likeness[index].tolist()))
     console.print(table)
+
+
+def _calibrate(model: R2R, path: Path) -> None:
+    from r2r.calibration import calibrate
+    from r2r.evaluation import load_sets
+
+    sets = load_sets(path, model.tasks, model.mixtures)
+    with progress_bar() as progress:
+        bar = progress.add_task("calibrating", total=sum(len(one.pairs) for one in sets))
+        calibrate(model, sets, lambda one: progress.update(bar, advance=1))
+
+
+def _learn(model: R2R, name: str, pairs: Path | None, clean: Path | None, spec: str | None, steps: int) -> R2R:
+    """The model with one task more, and a table of what that did to it."""
+    from r2r.data.sources import build_source
+    from r2r.growing import Learning, growth, learn_task, old_sources, split
+
+    if (pairs is None) == (clean is None):
+        raise InputError("--learn needs one of --pairs and --clean")
+    if pairs is not None and spec:
+        raise InputError("--degradation goes with --clean; pairs are degraded already")
+    folder = {"pairs": str(pairs)} if pairs else {"clean": str(clean), "degradation": spec}
+    whole = build_source({"task": name, **folder}, (*model.tasks, name))
+    learnt, held_out = split(whole.pairs)
+    with progress_bar() as progress:
+        bar = progress.add_task(f"learning {name}", total=steps)
+        grown = learn_task(
+            model,
+            name,
+            replace(whole, pairs=learnt),
+            old_sources(model, learnt),
+            Learning(steps=steps),
+            lambda step, loss: progress.update(bar, completed=step, description=f"learning {name}, loss {loss:.2f}"),
+        )
+        progress.update(bar, total=None, description="measuring")
+        before, after = growth(model, grown, replace(whole, pairs=held_out), old_sources(model, held_out))
+    show_growth(before, after)
+    return grown
 
 
 @app.command()
@@ -301,7 +443,7 @@ def convert(
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(help="Folder of a model, or its name on the Hub.")],
+    model: ModelArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="*.pt2, for torch.export.load, or *.onnx.")],
 ) -> None:
     """Write a model as one file that needs nothing of this package: blind, any batch, height and width above 16.
@@ -326,7 +468,7 @@ def env() -> None:
     from r2r_kernels.env import facts
 
     for name, value in facts().items():
-        console.print(f"[bold]{name}[/]: {escape(str(value))}", highlight=False)
+        console.print(f"{name}: {value}")
 
 
 if __name__ == "__main__":

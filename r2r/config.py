@@ -11,14 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from r2r.data.sources import anchor
 from r2r.errors import InputError
 
 
 @dataclass
 class PhaseConfig:
     """One phase of training. The learning rate warms up linearly from `warmup_lr` to `lr` over `warmup_epochs`, then
-    follows a cosine that would reach `final_lr` at epoch `horizon` (0: at the last epoch). `steps`: batches an epoch,
-    drawn with every source equally likely; 0: every image as often as its source repeats it."""
+    stays there up to epoch `hold`, then follows a cosine that would reach `final_lr` at epoch `horizon` (0: at the last
+    epoch). `steps`: batches an epoch, drawn with every source equally likely, or by their shares; 0: every image as
+    often as its source repeats it."""
 
     epochs: int = 0
     steps: int = 0
@@ -29,6 +31,7 @@ class PhaseConfig:
     final_lr: float = 0.0
     warmup_epochs: float = 0.0
     warmup_lr: float = 1e-7
+    hold: float = 0.0
     horizon: int = 0
 
 
@@ -38,6 +41,7 @@ class LossConfig:
 
     pixel: float = 1.0
     fft: float = 0.125
+    log_error: float = 0.0
     degradation: float = 0.1
     match: float = 0.1
     label_smoothing: float = 0.1
@@ -48,9 +52,14 @@ class TrainConfig:
     """A training run; the defaults are the paper's (section 4.1) for three tasks.
 
     tasks: their names. data: training sources and validation: held-out sets, see `docs/training.md` for their keys.
-    preset: sizes of the model, `model` overrides single ones. In pretraining half of each batch is restored and half
-    builds the bank, in stage 0 during the first half of the epochs and in stage 1 during the second; in finetuning the
-    bank is frozen and the whole batch is restored. precision: fp32 or bf16.
+    preset: sizes of the model, `model` overrides single ones. init: the folder of a model to start from; its sizes then
+    take the preset's place, tasks are those of the same name, others are new. In pretraining half of each batch is
+    restored and half builds the bank, in stage 0 during the first half of the epochs and in stage 1 during the second;
+    in finetuning the bank is frozen and the whole batch is restored. mislead: the share of mixtures' images that are
+    restored with what the bank holds for other tasks than theirs, half of them by the model's own choice, so that a
+    wrong match costs little. reference_hq: what the bank is built from beside the degraded images: clean images, the
+    same with noise of 15 of 255 ("noise15"), or the degraded images themselves ("lq"; the paper's ablation). precision:
+    fp32 or bf16. cache: GB of decoded photos that each worker keeps.
     """
 
     out: str = "runs/r2r"
@@ -58,6 +67,7 @@ class TrainConfig:
     data: list[Any] = field(default_factory=list)
     validation: list[Any] = field(default_factory=list)
     preset: str = "base"
+    init: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     pretrain: PhaseConfig = field(
         default_factory=lambda: PhaseConfig(epochs=240, warmup_epochs=15, horizon=270, batch_size=64)
@@ -68,18 +78,22 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     clip_norm: float = 0.01
     ema: float = 0.999
+    mislead: float = 0.0
+    reference_hq: str = "clean"
     precision: str = "fp32"
     seed: int = 0
     device: str = "auto"
     eager: bool = False
     workers: int = 2
+    cache: float = 0.25
     log_every: int = 10
     save_every: int = 500
     validate_every: int = 1
 
 
-# may change between a run and its continuation
-FREE = ("out", "validation", "device", "eager", "workers", "log_every", "save_every", "validate_every")
+# may change between a run and its continuation, as may the length and the rates of its phases
+FREE = ("out", "validation", "device", "eager", "workers", "cache", "log_every", "save_every", "validate_every")
+SCHEDULE = ("epochs", "lr", "final_lr", "hold", "horizon")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -103,15 +117,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
     assert isinstance(config, TrainConfig)
     if path is not None:
         for entry in (*config.data, *config.validation):
-            _anchor(entry, path.parent)
+            anchor(entry, path.parent)
+        assert isinstance(loaded, DictConfig)
+        if config.init and loaded.get("init") == config.init:
+            config.init = str(path.parent / Path(config.init).expanduser())
     _check(config)
     return config
-
-
-def _anchor(entry: Any, folder: Path) -> None:
-    for key in ("clean", "pairs", "root", "depth"):
-        if isinstance(entry, dict) and isinstance(entry.get(key), str):
-            entry[key] = str(folder / Path(entry[key]).expanduser())
 
 
 def _check(config: TrainConfig) -> None:
@@ -119,6 +130,10 @@ def _check(config: TrainConfig) -> None:
         raise InputError("tasks is empty; name at least one, e.g. tasks=[denoise,derain]")
     if not config.data:
         raise InputError("data is empty; name at least one source of training images")
+    if not 0 <= config.mislead <= 1:
+        raise InputError(f"mislead must be in 0..1, got {config.mislead}")
+    if config.reference_hq not in ("clean", "noise15", "lq"):
+        raise InputError(f"reference_hq must be clean, noise15 or lq, got {config.reference_hq}")
     if config.precision not in ("fp32", "bf16"):
         raise InputError(f"precision must be fp32 or bf16, got {config.precision}")
     for name, phase in (("pretrain", config.pretrain), ("finetune", config.finetune)):

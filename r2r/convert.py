@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from r2r.errors import InputError
 from r2r.model import R2R
+from r2r.pretrained import check_finite
 
 # modules of the published model -> ours; "*" stands for a number
 _MODULES = {
@@ -85,6 +85,7 @@ def convert(state: Mapping[str, Tensor], banks: Mapping[str, tuple[Sequence[Tens
         capacity=slots + kernel - 1,
         bank_size=size,
         similarity="published",
+        padding="zeros",
         residual="mean" if state["mem_encoder.intro.weight"].shape[1] == 4 else "full",
         mixtures=mixtures,
         gate_kernel=state["fuse_gate.weight"].shape[-1],
@@ -133,7 +134,9 @@ def convert_files(checkpoint: Path, bank: Path, out: Path) -> R2R:
     """
     content = _load(checkpoint)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(x, Tensor) for name, x in state.items()
+    ):
         raise InputError(f"{checkpoint} is not a checkpoint: no state_dict of tensors in it")
     if not bank.is_dir():
         raise InputError(f"{bank} is not a folder of <task>_key.pt and <task>_value.pt")
@@ -141,7 +144,13 @@ def convert_files(checkpoint: Path, bank: Path, out: Path) -> R2R:
     for key_file in sorted(bank.glob("*_key.pt")):
         task = key_file.name.removesuffix("_key.pt")
         banks[task] = (_load_slots(key_file), _load_slots(bank / f"{task}_value.pt"))
-    model = convert(state, banks)
+    try:
+        model = convert(state, banks)
+    except InputError as error:
+        raise InputError(f"{checkpoint}: {error}") from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{checkpoint} is not a checkpoint of the published R2R: its tensors do not fit") from error
+    check_finite(checkpoint, model.state_dict())
     model.save_pretrained(out)
     return model
 
@@ -154,9 +163,11 @@ def _load_slots(path: Path) -> list[Tensor]:
 
 
 def _load(path: Path) -> Any:
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path} cannot be read as tensors alone: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # damaged in any way, or with objects that would have to be executed
+        raise InputError(f"{path} cannot be read as tensors alone: it is damaged, or holds other objects") from error

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,9 +18,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from r2r.data.dataset import EvaluationPair, EvaluationPairs, Source
-from r2r.data.sources import build_source
+from r2r.data.sources import anchor, build_source
+from r2r.device import device_of, peak_memory
 from r2r.errors import InputError
-from r2r.metrics import MAX_PSNR, SSIM_WINDOW, centre_crop, psnr, ssim
+from r2r.metrics import MAX_PSNR, SSIM_WINDOW, centre_crop, expected_calibration_error, psnr, ssim
 from r2r.model import R2R
 
 _STYLE: dict[str, Any] = {"box": SIMPLE, "collapse_padding": True}  # fits into 80 columns
@@ -38,11 +37,13 @@ class Pairs(Protocol):
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Pairs that share their tasks: `labels`, indices of the model's tasks, one but for mixtures."""
+    """Pairs that share their tasks: `labels`, indices of the model's tasks, one but for mixtures, none where nothing
+    is wrong; `optional` ones may be found as well."""
 
     name: str
     labels: tuple[int, ...]
     pairs: Pairs
+    optional: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,34 @@ class Quality:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One image: the tasks chosen blind, and the quality of the degraded image and of the restored ones."""
+    """One image: the tasks chosen blind and how likely each task is, the quality of the degraded image and of the
+    restored ones; misled: told one task that it does not have. untouched: it came out as it went in, bit for bit."""
 
     name: str
     chosen: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    untouched: bool
     input: Quality
     blind: Quality
     told: Quality | None
+    misled: Quality | None
 
 
 @dataclass(frozen=True)
 class SetResult:
-    """The images of one set and their means. `accuracy` is the share of images whose tasks were chosen exactly."""
+    """The images of one set and their means. `accuracy` is the share of images whose tasks were chosen exactly, but for
+    `optional` ones; `untouched` that of images which came out as they went in."""
 
     name: str
     tasks: tuple[str, ...]
+    optional: tuple[str, ...]
     images: tuple[ImageResult, ...]
     input: Quality
     blind: Quality
     told: Quality | None
+    misled: Quality | None
     accuracy: float
+    untouched: float
 
 
 @dataclass(frozen=True)
@@ -96,13 +105,22 @@ class Evaluation:
 
     @property
     def psnr(self) -> float:
-        """Blind, the mean of the sets' means, as papers average over tasks."""
-        return _mean([one.blind for one in self.sets]).psnr
+        """Blind, the mean of the sets' means, as papers average over tasks; sets with nothing wrong do not count."""
+        return _mean([one.blind for one in self.sets if one.tasks] or [one.blind for one in self.sets]).psnr
 
     @property
     def accuracy(self) -> float:
         """The mean of the sets' accuracies."""
         return sum(one.accuracy for one in self.sets) / len(self.sets)
+
+    @property
+    def calibration_error(self) -> float:
+        """How far the probabilities of tasks lie from how often they are right (`expected_calibration_error`)."""
+        shown = [(one, image) for one in self.sets for image in one.images]
+        labels = [[_label(name, one) for name in self.tasks] for one, _ in shown]
+        return expected_calibration_error(
+            torch.tensor([image.probabilities for _, image in shown]), torch.tensor(labels)
+        )
 
     @property
     def confusion(self) -> list[list[int]]:
@@ -124,25 +142,25 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON; what is not finite becomes None."""
-        means = {"psnr": self.psnr, "accuracy": self.accuracy}
+        means = {"psnr": self.psnr, "accuracy": self.accuracy, "calibration_error": self.calibration_error}
         return _finite({**asdict(self), **means, "confusion": self.confusion, "task_accuracy": self.task_accuracy})
 
     def render(self, console: Console) -> None:
         """Print the tables."""
-        quality = Table("set", "images", "input", "blind", "told", "matched", title="PSNR in dB / SSIM", **_STYLE)
+        columns = ("set", "images", "input", "blind", "told", "misled", "matched", "untouched")
+        quality = Table(*columns, title="PSNR in dB / SSIM", **_STYLE)
         for one in self.sets:
-            cells = map(_cell, (one.input, one.blind, one.told))
-            quality.add_row(one.name, str(len(one.images)), *cells, f"{one.accuracy:.1%}")
-        if len(self.sets) > 1:
-            told = [one.told for one in self.sets if one.told]
-            means = [_mean([one.input for one in self.sets]), _mean([one.blind for one in self.sets])]
+            cells = map(_cell, (one.input, one.blind, one.told, one.misled))
+            quality.add_row(one.name, str(len(one.images)), *cells, f"{one.accuracy:.1%}", f"{one.untouched:.0%}")
+        degraded = [one for one in self.sets if one.tasks]
+        if len(degraded) > 1:
+            kinds = zip(*((one.input, one.blind, one.told, one.misled) for one in degraded), strict=True)
+            means = [_mean([one for one in kind if one]) if any(kind) else None for kind in kinds]
             quality.add_section()
-            quality.add_row(
-                "mean", "", *map(_cell, means), _cell(_mean(told) if told else None), f"{self.accuracy:.1%}"
-            )
+            quality.add_row("mean", "", *map(_cell, means), f"{self.accuracy:.1%}", "")
         console.print(quality)
 
-        mixtures = any(len(one.tasks) > 1 for one in self.sets)
+        mixtures = any(len(one.tasks) != 1 for one in self.sets)
         right = ["right"] if mixtures else []
         confusion = Table("is \\ matched as", *self.tasks, "found", *right, title="Matching, blind", **_STYLE)
         for index, name in enumerate(self.tasks):
@@ -153,6 +171,10 @@ class Evaluation:
                 confusion.add_row(name, *map(str, row), f"{row[index] / number:.1%}", *right)
         console.print(confusion)
         console.print(
+            f"probabilities of tasks are off by {self.calibration_error:.1%} on average (expected calibration error)",
+            highlight=False,
+        )
+        console.print(
             f"{self.parameters / 1e6:.2f} M parameters, {self.gmacs:.2f} GMAC at 224 x 224; on {self.device} "
             f"{self.seconds:.3f} s an image, peak memory {self.peak_memory / 2**20:.0f} MiB",
             highlight=False,
@@ -161,13 +183,15 @@ class Evaluation:
 
 def evaluation_set(source: Source, num_tasks: int, mixtures: bool = False, seed: int = 0) -> EvaluationSet:
     """The photos of a source, whole; what is synthesised depends on the seed and the photo's place alone."""
-    return EvaluationSet(source.name, source.labels, EvaluationPairs(source, num_tasks, seed, mixtures))
+    return EvaluationSet(
+        source.name, source.labels, EvaluationPairs(source, num_tasks, seed, mixtures), source.optional
+    )
 
 
 def load_sets(path: str | Path, tasks: Sequence[str], mixtures: bool = False) -> list[EvaluationSet]:
     """The sets of a YAML file, `sets: [{name: ..., task: ..., pairs: DIR}, {task: ..., clean: DIR, sigma: 25}, ...]`.
 
-    The keys of a set are those of `r2r.data.sources.build_source`; folders are relative to where the program runs.
+    The keys of a set are those of `r2r.data.sources.build_source`; relative folders start at the file's.
     `seed` beside `sets` seeds what is synthesised. Raises InputError, naming the file, for anything else.
     """
     try:
@@ -188,6 +212,7 @@ def load_sets(path: str | Path, tasks: Sequence[str], mixtures: bool = False) ->
     for number, entry in enumerate(content["sets"], start=1):
         if not isinstance(entry, dict):
             raise InputError(f"{path}: set {number} is {entry!r}; accepted: keys and values, such as `task: denoise`")
+        anchor(entry, Path(path).parent)
         try:
             sets.append(evaluation_set(build_source(entry, tasks), len(tasks), mixtures, seed))
         except InputError as error:
@@ -203,7 +228,8 @@ def evaluate(
     told: bool = True,
     progress: Callable[[EvaluationSet, ImageResult], object] | None = None,
 ) -> Evaluation:
-    """Restore every image of every set, blind and, with `told`, told its tasks, one at a time and never tiled.
+    """Restore every image of every set blind, one at a time and never tiled; with `told` also told its tasks, and
+    misled: told one that it does not have, another for each image.
 
     Images are cropped to multiples of 16 before they are restored, as the published protocol does (`r2r.metrics`). The
     model is put in eval mode and moved to `device`, if one is given. progress: called after each image.
@@ -213,7 +239,7 @@ def evaluate(
     model.eval()
     if device is not None:
         model.to(device)
-    where = model.bank.keys.device
+    where = device_of(model)
     _check(model, sets, told)
     parameters, gmacs = _size(model)
     if where.type == "cuda":
@@ -222,7 +248,8 @@ def evaluate(
     for one in sets:
         images = []
         for index in range(len(one.pairs)):
-            result, elapsed = _evaluate_image(model, one.pairs[index], one.labels if told else None, where)
+            labels = one.labels if told else None
+            result, elapsed = _evaluate_image(model, one.pairs[index], labels, _wrong(model, one, index), where)
             images.append(result)
             seconds += elapsed
             if progress is not None:
@@ -230,7 +257,7 @@ def evaluate(
         results.append(_set_result(one, model.tasks, images))
     number = sum(len(one.images) for one in results)
     return Evaluation(
-        model.tasks, tuple(results), parameters, gmacs, seconds / number, _peak_memory(where), _device_name(where)
+        model.tasks, tuple(results), parameters, gmacs, seconds / number, peak_memory(where), _device_name(where)
     )
 
 
@@ -248,10 +275,17 @@ def _check(model: R2R, sets: Sequence[EvaluationSet], told: bool) -> None:
             raise InputError(f"{one.name}: the model's bank holds nothing for {', '.join(lacking)}")
 
 
+def _wrong(model: R2R, one: EvaluationSet, index: int) -> int | None:
+    """A task that the images of the set do not have, in turns; None where the model has no other, or it is empty."""
+    own = {*one.labels, *one.optional}
+    others = [task for task, count in enumerate(model.bank.counts.tolist()) if count and task not in own]
+    return others[index % len(others)] if others else None
+
+
 def _evaluate_image(
-    model: R2R, pair: EvaluationPair, labels: tuple[int, ...] | None, device: torch.device
+    model: R2R, pair: EvaluationPair, labels: tuple[int, ...] | None, wrong: int | None, device: torch.device
 ) -> tuple[ImageResult, float]:
-    """labels: the tasks to tell, or None. Also returns the seconds that restoring blind took."""
+    """labels: the tasks to tell, or None, then nothing is told. Also returns the seconds that restoring blind took."""
     lq, hq = centre_crop(pair.lq)[None].to(device), centre_crop(pair.hq)
     if min(hq.shape[1:]) < SSIM_WINDOW:
         raise InputError(f"{pair.name}: {hq.shape[2]} x {hq.shape[1]}; at least 7 x 7 pixels are accepted")
@@ -260,19 +294,29 @@ def _evaluate_image(
     features = model.encode(lq)
     query, value = model.query(features.deep)
     match = model.match(query)
-    image = model.decode(lq, features, value, match.readout)
+    image = model.finish(lq, features, value, match)
     _synchronise(device)
     elapsed = time.perf_counter() - start
 
-    blind = _quality(image, hq)
-    told = None
-    if labels is not None:
-        own = model.match(query, _told(model, labels, device))
+    def telling(tasks: tuple[int, ...]) -> Quality:
+        own = model.match(query, _told(model, tasks, device))
         same = torch.equal(own.task, match.task)
-        told = blind if same else _quality(model.decode(lq, features, value, own.readout), hq)
+        return blind if same else _quality(model.finish(lq, features, value, own), hq)
+
+    blind = _quality(image, hq)
     taken = match.task[0].tolist()
     chosen = tuple(n for index, n in enumerate(model.tasks) if (taken[index] if model.mixtures else taken == index))
-    return ImageResult(pair.name, chosen, _quality(lq, hq), blind, told), elapsed
+    result = ImageResult(
+        name=pair.name,
+        chosen=chosen,
+        probabilities=tuple(model.probabilities(match.scores)[0].tolist()),
+        untouched=torch.equal(image, lq),
+        input=_quality(lq, hq),
+        blind=blind,
+        told=telling(labels) if labels else None,
+        misled=telling((wrong,)) if labels is not None and wrong is not None else None,
+    )
+    return result, elapsed
 
 
 def _told(model: R2R, labels: tuple[int, ...], device: torch.device) -> Tensor:
@@ -296,36 +340,38 @@ def _cell(quality: Quality | None) -> str:
 
 
 def _set_result(one: EvaluationSet, tasks: Sequence[str], images: Sequence[ImageResult]) -> SetResult:
-    own = tuple(tasks[label] for label in sorted(one.labels))
-    told = [image.told for image in images if image.told is not None]
+    own, optional = (tuple(tasks[label] for label in sorted(labels)) for labels in (one.labels, one.optional))
+    told, misled = ([quality for quality in qualities if quality is not None] for qualities in
+                    ([image.told for image in images], [image.misled for image in images]))  # fmt: skip
     return SetResult(
         one.name,
         own,
+        optional,
         tuple(images),
         _mean([image.input for image in images]),
         _mean([image.blind for image in images]),
         _mean(told) if told else None,
-        sum(image.chosen == own for image in images) / len(images),
+        _mean(misled) if misled else None,
+        sum(set(own) <= set(image.chosen) <= {*own, *optional} for image in images) / len(images),
+        sum(image.untouched for image in images) / len(images),
     )
+
+
+def _label(task: str, one: SetResult) -> float:
+    return 1.0 if task in one.tasks else 0.5 if task in one.optional else 0.0
 
 
 def _size(model: R2R) -> tuple[int, float]:
     """Parameters at inference, and GMACs of one forward at 224 x 224."""
     training_only = 0 if model.amalgamator is None else sum(p.numel() for p in model.amalgamator.parameters())
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 224, 224, device=model.bank.keys.device))
+        model(torch.zeros(1, 3, 224, 224, device=device_of(model)))
     return sum(p.numel() for p in model.parameters()) - training_only, counter.get_total_flops() / 2e9
 
 
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _device_name(device: torch.device) -> str:

@@ -34,3 +34,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # renamed already, or never made
             temporary.unlink()
+
+
+def umask() -> int:
+    """The permissions that new files of this process lack."""
+    current = os.umask(0o077)
+    os.umask(current)
+    return current

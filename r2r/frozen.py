@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class FrozenR2R(R2R):
     def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
         if not _replayable(lq):
             return super()._restored(lq, told)
-        return Restoration(*self.replays(super()._restored, (lq, told), reads=tuple(self.bank.buffers())))
+        return Restoration(*self.replays(super()._restored, (lq, told), reads=list(_tensors(self))))
 
     def train(self, mode: bool = True) -> FrozenR2R:
         if mode:
@@ -81,6 +81,15 @@ class FrozenR2R(R2R):
         if "replays" in self.__dict__:
             self.replays.clear()  # they read the weights where those were
         return super()._apply(fn, recurse)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """All parameters and buffers; as `parameters()` and `buffers()`, which take five times as long."""
+    for held in (module._parameters, module._buffers):
+        yield from (tensor for tensor in held.values() if tensor is not None)
+    for part in module._modules.values():
+        if part is not None:
+            yield from _tensors(part)
 
 
 def _replayable(lq: Tensor) -> bool:

@@ -40,3 +40,17 @@ def ssim(image: Tensor, target: Tensor) -> float:
     """
     channels_last = (x.detach().float().movedim(0, -1).cpu().numpy() for x in (image.clamp(0, 1), target))
     return float(structural_similarity(*channels_last, channel_axis=-1, data_range=1.0))
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 10) -> float:
+    """How far probabilities lie from how often they are right, on average over `bins` equal ranges (Guo et al., 2017).
+
+    probabilities in [0, 1] and labels (1, 0, or 0.5 where nobody is sure, which does not count), both of one shape.
+    """
+    known = labels != 0.5
+    probability, label = probabilities[known].double(), labels[known].double()
+    if not len(label):
+        return float("nan")
+    place = (probability * bins).long().clamp(max=bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, label - probability)
+    return float(gap.abs().sum() / len(label))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -13,16 +13,18 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from r2r.amalgamator import Amalgamator, Residual
 from r2r.backbone import Decoder, Encoder
 from r2r.bank import DegradationBank
 from r2r.errors import InputError
-from r2r_kernels import reference
+from r2r.files import umask
+from r2r.pretrained import CONFIG, HUB, WEIGHTS, read_config, read_weights
+from r2r.weights import default_weights
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
-from r2r_kernels.reference import area_resize
+from r2r_kernels.reference import area_resize, task_mask
 
 Task = str | int | Sequence[str | int] | Tensor | None
 
@@ -37,7 +39,8 @@ class TrainingOutput(NamedTuple):
 
 
 class Restoration(NamedTuple):
-    """`image` [N, 3, H, W]; `task` int64 [N], or bool [N, T] where several take part; `scores` [N, T]."""
+    """`image` [N, 3, H, W]; `task` int64 [N], or for mixtures bool [N, T], all False where nothing was found; `scores`
+    [N, T], see `R2R.probabilities`."""
 
     image: Tensor
     task: Tensor
@@ -66,13 +69,17 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     decoder_blocks: NAF blocks of each level; middle_blocks: of the deepest. memory_blocks: the amalgamator's levels.
     capacity: slots M a task, M >= 5, of which M - M//5 + 1 are left in the bank. bank_size: height and width of a slot,
     the training crop over 2^levels. similarity: "cosine" (with a learnt scale) or "published" (see `BankRetrieval`).
-    residual: what the amalgamator sees of it, "mean" or "full". mixtures: images may carry several degradations;
-    labels are then masks [N, T], and every task that scores above 0 takes part. matching: without mixtures, blind, the
-    best task's slots are mixed ("hard") or those of all tasks ("soft"). gate_kernel: 1 or 3. amalgamator: False leaves
-    it out; such a model restores, and trains on a fixed bank.
+    residual: what the amalgamator sees of it, "mean" or "full". mixtures: images may carry several degradations, or
+    none; labels are then masks [N, T], every task that scores above 0 takes part, and an image for which none does is
+    given back as it is. matching: without mixtures, blind, the best task's slots are mixed ("hard") or those of all
+    tasks ("soft"). gate_kernel: 1 or 3. padding: at the right and lower border, to a multiple of the stride: "mirror"
+    or "zeros" (published). window: side, in pixels, of the windows over which channel attention takes its means and
+    from which tasks are voted for when the model restores; 0 takes the whole image (published). amalgamator: False
+    leaves it out; such a model restores, and trains on a fixed bank.
     """
 
     eager = True
+    _stored_in: torch.dtype | None = None  # while it is saved
 
     def __init__(
         self,
@@ -89,6 +96,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         mixtures: bool = False,
         matching: Literal["hard", "soft"] = "hard",
         gate_kernel: int = 1,
+        padding: Literal["mirror", "zeros"] = "mirror",
+        window: int = 0,
         amalgamator: bool = True,
     ) -> None:
         super().__init__()
@@ -103,12 +112,15 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f'matching must be "hard" or "soft", got {matching!r}; mixtures choose by themselves')
         if capacity < 5:
             raise ValueError(f"capacity must be 5 or more, got {capacity}")
+        if padding not in ("mirror", "zeros"):
+            raise ValueError(f'padding must be "mirror" or "zeros", got {padding!r}')
         eager = self.eager
         levels = len(encoder_blocks)
         deepest = width << levels
         key_channels = 2 * width
         self.stride = 1 << levels
         self.mixtures = mixtures
+        self.padding = padding
         self.intro = nn.Conv2d(3, width, 3, padding=1)
         self.encoder = Encoder(width, encoder_blocks, middle_blocks, eager)
         self.query_key = nn.Conv2d(deepest, key_channels, 3, padding=1)
@@ -138,7 +150,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             "mixtures": mixtures,
             "matching": matching,
             "gate_kernel": gate_kernel,
+            "padding": padding,
         }
+        self.window = window
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -147,7 +161,32 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     @property
     def config(self) -> dict[str, Any]:
         """Keyword arguments that build this model anew."""
-        return {"tasks": list(self.tasks), **self._sizes, "amalgamator": self.amalgamator is not None}
+        own = {"window": self.window, "amalgamator": self.amalgamator is not None}
+        return {"tasks": list(self.tasks), **self._sizes, **own}
+
+    @property
+    def window(self) -> int:
+        """See the class. It may be set at any time, as it changes no weights."""
+        return self._window
+
+    @window.setter
+    def window(self, side: int) -> None:
+        if side < 0 or side % self.stride:
+            raise ValueError(f"window must be 0 or a multiple of {self.stride}, got {side}")
+        self._window = side
+        levels = len(self.encoder.levels)
+        parts = [*self.encoder.levels, self.encoder.middle, *self.decoder.levels]
+        for level, part in zip([*range(levels + 1), *reversed(range(levels))], parts, strict=True):
+            for block in part:
+                block.window = side >> level
+
+    def backbone_fingerprint(self) -> str:
+        """Of the weights that make queries: banks of models that share it may be exchanged."""
+        digest = hashlib.sha256()
+        for part in (self.intro, self.encoder, self.query_key, self.query_value):
+            for x in part.state_dict().values():
+                digest.update(x.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def freeze_bank(self) -> R2R:
         """Drop the amalgamator: from here on the bank is read-only. Raises ValueError where it is empty."""
@@ -158,9 +197,10 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     # -- the model, in the order of the paper -------------------------------------------------------------------
 
     def encode(self, lq: Tensor) -> Features:
-        """[N, 3, H, W] -> features of the input, zero-padded right and below to a multiple of `stride`."""
+        """[N, 3, H, W] -> features of the input, padded right and below to a multiple of `stride`."""
         height, width = lq.shape[2:]
-        padded = F.pad(lq, (0, -width % self.stride, 0, -height % self.stride))
+        down, across = -height % self.stride, -width % self.stride
+        padded = F.pad(lq, (0, across, 0, down)) if self.padding == "zeros" else _mirrored(lq, down, across)
         deep, skips, _ = self.encoder(self.intro(padded))
         return Features(deep, skips)
 
@@ -171,15 +211,43 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     def match(self, query: Tensor, task: Task = None) -> Match:
         """D_K -> what the bank holds for it. Queries of any size are area-pooled to the bank's resolution.
 
+        Each window of the image has a score of its own, their mean settles the tasks. The readout is the whole image's.
         Raises ValueError where the bank is empty or `task` does not name tasks of it.
         """
         self._check_bank()
+        bank = self.bank
         told = self._told(task, query.shape[0], query.device)
-        pooled = area_resize(query, self.bank.size, self.bank.size)
-        readout, scores = self.retrieval(pooled, self.bank.keys, self.bank.values, self.bank.counts, told)
-        if self.mixtures:
-            return Match(readout, reference.task_mask(scores, told, "multi"), scores)
-        return Match(readout, scores.argmax(1) if told is None else told, scores)
+        pooled = area_resize(query, bank.size, bank.size)
+        if not self.mixtures and not self.window:
+            readout, scores = self.retrieval(pooled, bank.keys, bank.values, bank.counts, told)
+            return Match(readout, scores.argmax(1) if told is None else told, scores)
+        scores = bank.calibrated(self.vote(query))
+        blind = scores > 0 if self.mixtures else scores.argmax(1)
+        found = blind if told is None else told
+        taking: Tensor | None = found
+        if self.mixtures:  # where nothing was found the readout is not used, but it has to be one
+            taking = torch.where(found.any(1, keepdim=True), found, scores > -torch.inf)
+        elif told is None and self.retrieval.mode == "soft":
+            taking = None
+        readout, _ = self.retrieval(pooled, bank.keys, bank.values, bank.counts, taking)
+        return Match(readout, found, scores)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """Scores [N, T] as `match` gives them -> how likely each task is, in [0, 1]; without mixtures they sum to 1."""
+        return scores.sigmoid() if self.mixtures else scores.softmax(1)
+
+    def vote(self, query: Tensor) -> Tensor:
+        """The score of each task [N, T] before calibration: the mean over windows that overlap by half, or of the whole
+        image where `window` is 0."""
+        size = self.bank.size
+        if not self.window:
+            windows = area_resize(query, size, size).flatten(1)[:, None]
+        else:
+            step = max(1, size // 2)
+            cells = [size + step * _more(length * self.stride / self.window) for length in query.shape[2:]]
+            pooled = area_resize(query, *cells)
+            windows = F.unfold(pooled, size, stride=step).transpose(1, 2)
+        return self.retrieval.scores(windows, self.bank.keys, self.bank.counts).mean(1)
 
     def decode(self, lq: Tensor, features: Features, value: Tensor, readout: Tensor) -> Tensor:
         """Fuse D_V with the readout (at the bank's or at D_V's resolution) and restore: -> [N, 3, H, W]."""
@@ -201,9 +269,10 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     ) -> Tensor | TrainingOutput:
         """Without labels: restore lq [N, 3, H, W] blind -> [N, 3, H, W].
 
-        With labels (indices int64 [N]; for mixtures a mask [N, T]): one training pass -> TrainingOutput. The bank is
-        then built from `reference` = (LQ, HQ, labels), pairs of their own; stage 0 builds it anew, stage 1 goes on
-        from the one it holds (R2R, section 3.5). Without a reference the bank is used as it is (finetuning).
+        With labels (indices int64 [N]; for mixtures a mask [N, T], in which an image without any task gets what the
+        model finds by itself): one training pass -> TrainingOutput. The bank is then built from `reference` = (LQ, HQ,
+        labels), pairs of their own; stage 0 builds it anew, stage 1 goes on from the one it holds (R2R, section 3.5).
+        Without a reference the bank is used as it is (finetuning).
         """
         self._check_images(lq, "lq")
         if labels is None:
@@ -218,29 +287,47 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         features = self.encode(lq)
         key, value = self.query(features.deep)
         pooled = area_resize(key, bank.size, bank.size)
-        told = labels.bool() if self.mixtures else labels
+        told = labels
+        if self.mixtures:
+            with torch.no_grad():
+                own = self.retrieval.scores(pooled.flatten(1)[:, None], keys, counts).squeeze(1)
+                told = torch.where(labels.any(1, keepdim=True), labels.bool(), task_mask(own, None, "multi"))
         readout, scores = self.retrieval(pooled, keys, values, counts, told)
         return TrainingOutput(self.decode(lq, features, value, readout), scores, logits)
 
     @torch.no_grad()
-    def restore(self, lq: Tensor, task: Task = None) -> Restoration:
+    def restore(self, lq: Tensor, task: Task = None, strength: float = 1.0) -> Restoration:
         """Restore lq [N, 3, H, W] in [0, 1], blind or told the task: a name, an index, or one of these for each image
-        (for mixtures also a bool mask [N, T]).
+        (for mixtures also several names joined by +, or a bool mask [N, T]). strength, in [0, 1]: how much of the
+        restoration is mixed in; at 0 the image comes out as it went in.
 
-        Raises ValueError for NaN, infinities, values outside [0, 1], unknown tasks, an empty bank.
+        Raises ValueError for NaN, infinities, values outside [0, 1], unknown tasks, an empty bank, other strengths.
         """
         self._check_images(lq, "lq")
-        if lq.numel() and not bool(((lq >= 0) & (lq <= 1)).all()):
-            bad = "NaN or infinity" if not bool(lq.isfinite().all()) else f"{lq.amin():.4g} to {lq.amax():.4g}"
-            raise InputError(f"lq must hold values in [0, 1], got {bad}")
+        if not 0 <= strength <= 1:
+            raise InputError(f"strength must be in 0..1, got {strength}")
         self._check_bank()
-        return self._restored(lq, self._told(task, lq.shape[0], lq.device))
+        told = self._told(task, lq.shape[0], lq.device)
+        fine = ((lq >= 0) & (lq <= 1)).all()
+        if not lq.is_cuda:
+            self._check_values(lq, fine)
+        image, chosen, scores = self._restored(lq, told)
+        if lq.is_cuda:  # asked once all work is under way: the GPU must not wait for the host
+            self._check_values(lq, fine)
+        return Restoration(image if strength == 1 else torch.lerp(lq, image, strength), chosen, scores)
 
     def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
         features = self.encode(lq)
         key, value = self.query(features.deep)
         match = self.match(key, told)
-        return Restoration(self.decode(lq, features, value, match.readout), match.task, match.scores)
+        return Restoration(self.finish(lq, features, value, match), match.task, match.scores)
+
+    def finish(self, lq: Tensor, features: Features, value: Tensor, match: Match) -> Tensor:
+        """`decode` where something was found; images in which nothing was are given back as they are."""
+        image = self.decode(lq, features, value, match.readout)
+        if not self.mixtures:
+            return image
+        return torch.where(match.task.any(1)[:, None, None, None], image, lq.to(image.dtype))
 
     def _build_bank(self, lq: Tensor, hq: Tensor, labels: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
         if self.amalgamator is None:
@@ -263,6 +350,11 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         if x.dim() != 4 or x.shape[1] != 3 or not x.shape[2] or not x.shape[3]:
             raise ValueError(f"{name} must be [N, 3, H, W] with H, W >= 1, got {[*x.shape]}")
 
+    def _check_values(self, lq: Tensor, fine: Tensor) -> None:
+        if lq.numel() and not bool(fine):
+            bad = "NaN or infinity" if not bool(lq.isfinite().all()) else f"{lq.amin():.4g} to {lq.amax():.4g}"
+            raise InputError(f"lq must hold values in [0, 1], got {bad}")
+
     def _check_labels(self, labels: Tensor, number: int, name: str) -> None:
         wanted = (number, len(self.tasks)) if self.mixtures else (number,)
         if labels.shape != wanted:
@@ -280,74 +372,112 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             wanted = ([number, len(self.tasks)],) if task.dtype == torch.bool else ([number], [])
             if task.is_floating_point() or [*task.shape] not in wanted or (task.dtype == torch.bool) > self.mixtures:
                 raise InputError(f"a task tensor must be int64 [{number}], or for mixtures bool [{number}, tasks]")
-            return task if task.dtype == torch.bool else task.expand(number)
+            if task.dtype == torch.bool:
+                return task
+            task = task.expand(number)
+            if not self.mixtures:
+                return task
+            if not task.is_cuda and not bool(((task >= 0) & (task < len(self.tasks))).all()):
+                raise ValueError(f"told tasks must be 0 to {len(self.tasks) - 1}")
+            return task[:, None] == torch.arange(len(self.tasks), device=device)
         given = [task] if isinstance(task, str | int) else list(task)
-        for one in given:
-            if one not in self.tasks and not (isinstance(one, int) and 0 <= one < len(self.tasks)):
-                raise InputError(f"unknown task {one!r}; the model knows {', '.join(self.tasks)}")
         if len(given) not in (1, number):
             raise InputError(f"task must be one name or index, or {number} of them, got {len(given)}")
-        index = [self.tasks.index(one) if isinstance(one, str) else one for one in given]
-        told = torch.tensor(index, device=device).expand(number)
-        return F.one_hot(told, len(self.tasks)).bool() if self.mixtures else told
+        named = [self._indices(one) for one in given]
+        if self.mixtures:
+            mask = [[index in indices for index in range(len(self.tasks))] for indices in named]
+            return torch.tensor(mask, device=device).expand(number, -1)
+        several = next((one for one, indices in zip(given, named, strict=True) if len(indices) > 1), None)
+        if several is not None:
+            raise InputError(f"{several!r} are several tasks; this model restores one at a time")
+        return torch.tensor([index for (index,) in named], device=device).expand(number)
+
+    def _indices(self, task: str | int) -> list[int]:
+        """Of a name, of several joined by +, or of an index."""
+        if isinstance(task, int):
+            if 0 <= task < len(self.tasks):
+                return [task]
+            raise InputError(f"unknown task {task}; the model knows 0 to {len(self.tasks) - 1}")
+        names = task.split("+")
+        unknown = [name for name in names if name not in self.tasks]
+        if unknown:
+            raise InputError(f"unknown task {unknown[0]!r}; the model knows {', '.join(self.tasks)}")
+        return [self.tasks.index(name) for name in names]
 
     # -- saving and loading -------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
-        """Write `model.safetensors` (weights and bank) and `config.json` into a folder, beside and renamed."""
+    def save_pretrained(
+        self, save_directory: str | Path, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> str | None:
+        """Write `model.safetensors` (weights and bank) and `config.json` into a folder, beside and renamed.
+
+        dtype: what floating-point numbers are stored in, by default their own; loading widens them again.
+        """
         folder = Path(save_directory)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
                 kwargs.setdefault("config", self.config)
+                kwargs.setdefault("repo_id", folder.resolve().name)  # on the Hub; not the name of the folder beside
+                self._stored_in = dtype
                 url = super().save_pretrained(beside, **kwargs)
                 for written in sorted(Path(beside).iterdir(), reverse=True):  # the weights before their config
+                    written.chmod(0o666 & ~umask())
                     os.replace(written, folder / written.name)
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot save the model in {folder}: {error}") from error
         return url
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_file({name: x.contiguous() for name, x in self.state_dict().items()}, save_directory / "model.safetensors")
+        state = {name: x.contiguous() for name, x in self.state_dict().items()}
+        if self._stored_in is not None:
+            state = {name: x.to(self._stored_in) if x.is_floating_point() else x for name, x in state.items()}
+        save_file(state, save_directory / WEIGHTS)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, map_location: str = "cpu", **download: Any
+        cls, pretrained_model_name_or_path: str | Path | None = None, map_location: str = "cpu", **download: Any
     ) -> R2R:
-        """Load, in eval mode, from a folder or from a repository on the Hugging Face Hub.
+        """Load, in eval mode: the model that comes with the package, one from a folder, or `hf://OWNER/NAME` from the
+        Hugging Face Hub. A folder that is missing is never looked for there.
 
         `download`: arguments of `huggingface_hub.snapshot_download` (revision, token, local_files_only ...). Only
         safetensors and JSON are read. Raises InputError where the model is missing, damaged or of other sizes.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():
-            return cls._from_folder(folder, map_location)
-        if folder.is_absolute() or len(folder.parts) != 2:
-            raise InputError(f"{folder} is not a model: no such folder")
-        try:
-            folder = Path(
-                snapshot_download(str(folder), allow_patterns=["config.json", "model.safetensors"], **download)
-            )
-        except Exception as error:  # the hub's errors have no common base
-            raise InputError(f"{folder} is neither a folder nor a model on the Hub: {error}") from error
-        return cls._from_folder(folder, map_location)
+        name = default_weights() if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        if str(name).startswith(HUB):
+            try:
+                name = snapshot_download(str(name)[len(HUB) :], allow_patterns=[CONFIG, WEIGHTS], **download)
+            except Exception as error:  # the hub's errors have no common base
+                raise InputError(f"{name} cannot be had from the Hub: {error}") from error
+        elif not Path(name).is_dir():
+            raise InputError(f"{name} is not a model: no such folder (one on the Hub is {HUB}OWNER/NAME)")
+        return cls._from_folder(Path(name), map_location)
 
     @classmethod
     def _from_folder(cls, folder: Path, device: str) -> R2R:
-        weights = folder / "model.safetensors"
-        try:
-            config = json.loads((folder / "config.json").read_text())
-            state = load_file(weights, device=device)
-            model = cls(**config).to(device)
-        except FileNotFoundError as error:
-            raise InputError(f"{folder} is not a model: {Path(error.filename or weights).name} is missing") from error
-        except SafetensorError as error:
-            raise InputError(f"{weights} cannot be read, it is damaged or cut short: {error}") from error
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{folder / 'config.json'} does not describe an R2R model: {error}") from error
+        weights = folder / WEIGHTS
+        config = read_config(folder, cls)
+        state = read_weights(folder, config, cls)
+        model = cls(**config).to(device)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
             raise InputError(f"{weights} does not fit its config.json: {first}") from error
         return model.eval()
+
+
+def _mirrored(x: Tensor, down: int, across: int) -> Tensor:
+    """x [N, C, H, W] with that many more rows below and columns to the right, mirrored at the border, however small."""
+    for dim, more in ((2, down), (3, across)):
+        length = x.shape[dim]
+        if torch.compiler.is_exporting() or more:  # a program is to hold for both cases
+            index = torch.arange(length + more, device=x.device) % max(2 * length - 2, 1)
+            x = x.index_select(dim, torch.where(index < length, index, 2 * length - 2 - index))
+    return x
+
+
+def _more(windows: float) -> int:
+    """How many windows beyond the first, overlapping by half, cover a length of that many windows."""
+    return max(0, round(2 * (windows - 1)))

@@ -25,17 +25,23 @@ class Replays:
         self.most = most
         self._lock = threading.Lock()
         self._graphs: dict[Any, _Graph | None] = {}  # in the order of use; None where a shape came once
+        self._reads: Sequence[Tensor] = ()  # kept alive, so that nothing else comes to lie in their places
+        self._places: list[int] = []
 
     def __call__(self, function: Function, inputs: Inputs, reads: Sequence[Tensor] = ()) -> Sequence[Tensor]:
-        """function(*inputs), tensors on one GPU or None. reads: other tensors it reads that may be exchanged for new
-        ones; it is captured anew then. All else it reads must stay where it is until `clear`."""
-        shapes = [None if x is None else (x.device, x.dtype, x.shape, x.stride()) for x in inputs]
-        key = (*shapes, *map(id, reads))
+        """function(*inputs), tensors on one GPU or None. reads: all other tensors that it reads. Where one was
+        exchanged for another, or its memory was, all graphs are forgotten."""
+        key = tuple(None if x is None else (x.device, x.dtype, x.shape, x.stride()) for x in inputs)
+        places = [x.data_ptr() for x in reads]
         with self._lock:
+            if places != self._places:
+                for one in list(self._graphs):
+                    self._drop(one)
+                self._places, self._reads = places, list(reads)
             known = key in self._graphs
             graph = self._graphs.pop(key, None)
             if known and graph is None:
-                graph = _Graph(function, inputs, reads)
+                graph = _Graph(function, inputs)
             self._graphs[key] = graph
             if len(self._graphs) > self.most:
                 self._drop(next(iter(self._graphs)))
@@ -52,6 +58,7 @@ class Replays:
         with self._lock:
             for key in list(self._graphs):
                 self._drop(key)
+            self._reads, self._places = (), []
 
     def _drop(self, key: Any) -> None:
         graph = self._graphs.pop(key)
@@ -63,8 +70,7 @@ class Replays:
 
 
 class _Graph:
-    def __init__(self, function: Function, inputs: Inputs, reads: Sequence[Tensor]) -> None:
-        self.reads = reads  # kept alive, so that their ids stay theirs
+    def __init__(self, function: Function, inputs: Inputs) -> None:
         (self.device,) = {x.device for x in inputs if x is not None}
         self.graph, self.done = torch.cuda.CUDAGraph(), torch.cuda.Event()
         stream = torch.cuda.Stream(self.device)

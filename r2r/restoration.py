@@ -1,82 +1,43 @@
-"""Restoring photos: of any size within a memory budget, and folders of them with a report."""
+"""Restoring folders of photos: photo by photo, with a report, from where an earlier run stopped."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
+import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from r2r.data.images import SUFFIXES, image_files, read_photo, write_photo
+import r2r_kernels
+from r2r.data.images import RAW_SUFFIXES, Photo, memory_to_read, read_photo, write_photo
+from r2r.device import device_of, release_freed_memory, resident_memory
 from r2r.errors import InputError
 from r2r.files import atomic_path
-from r2r.model import R2R, Features, Task
+from r2r.inputs import plan_outputs, unreadable
+from r2r.model import R2R, Task
+from r2r.report import REPORT, FileResult, RestorationReport, read_done
+from r2r.tiling import RestoredPhoto, restore_photo, tile_side
 
-REPORT = "report.json"
-
-# Tiles share this many pixels; those nearest to a tile's edge, where it sees zero padding, do not count.
-OVERLAP = 64
-_MARGIN = 16
-_SMALLEST_TILE = 192
-
-# Peak of the eager float32 forward beyond the weights, in floats for each pixel and channel of the first level.
-# Measured as the growth of a process at 512^2 and 1024^2: 21, 20 at width 8; 21, 15 at width 16; 18, 14 at width 32.
-# The kernels take less (9 on a CPU), but the fast model is to cut the same tiles, so that its answers are the same.
-_FLOATS_PER_PIXEL = 21
-
-# The default budget of a tile. Constant, so that a photo gives the same result on most machines, and no larger, as the
-# eager model's time for a pixel doubles on a CPU from tiles of 512^2 to 1536^2.
-_DEFAULT_MEMORY = 2 * 2**30
-
-
-@dataclass(frozen=True, eq=False)
-class RestoredPhoto:
-    """`pixels` float32 [H, W, 3] in [0, 1]; `tasks` that took part; `scores` of all tasks; number of `tiles`."""
-
-    pixels: np.ndarray
-    tasks: tuple[str, ...]
-    scores: dict[str, float]
-    tiles: int
+_WRITING = 2  # files that wait to be written
 
 
 @dataclass(frozen=True)
-class FileResult:
-    """What became of one file. A score is None for a task that has no slots; `error` is None where all went well."""
+class Output:
+    """How outputs are written: `file_format`, a key of `r2r.data.images.FORMATS`, and `quality`, see `write_photo`."""
 
-    input: str
-    output: str
-    tasks: tuple[str, ...] = ()
-    scores: dict[str, float | None] = field(default_factory=dict)
-    height: int | None = None
-    width: int | None = None
-    tiles: int | None = None
-    seconds: float = 0.0
-    error: str | None = None
-
-
-@dataclass
-class RestorationReport:
-    """What `report.json` says. `complete` is False while files are still to come, and where the run was interrupted."""
-
-    files: list[FileResult] = field(default_factory=list)
-    complete: bool = False
-
-    @property
-    def failed(self) -> int:
-        return sum(result.error is not None for result in self.files)
-
-    def write(self, path: Path) -> None:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    file_format: str | None = None
+    quality: int | None = None
 
 
 def restore_files(
@@ -85,217 +46,245 @@ def restore_files(
     out: str | Path,
     task: Task = None,
     memory: int | None = None,
+    output: Output = Output(),
+    overwrite: bool = False,
     progress: Callable[[FileResult, int], object] | None = None,
+    strength: float = 1.0,
 ) -> RestorationReport:
     """Restore image files, and folders of them, into `out`, with `out/report.json`; model in eval mode, on any device.
 
-    A file goes to `out/NAME`, a folder's files to the same subfolders of `out`; formats, bit depth, alpha, EXIF and ICC
-    profile stay (`r2r.data.images.write_photo`), earlier outputs are replaced. task, memory: see `restore_photo`.
-    progress: called after each file with its result and how many files there are. A file that cannot be read,
+    Outputs are named as `plan_outputs` says and hold what `write_photo` keeps; a photo in which nothing was found is
+    copied, where its format stays. task, memory, strength: see `restore_photo`. What
+    an earlier run into `out` did with the same model and settings is skipped where neither size nor time of the input
+    has changed and the output is there; overwrite: it is done again.
+    progress: called after each file with its result and how many files there are to do. A file that cannot be read,
     restored or written is reported and does not stop the rest; an interrupted run leaves a report of what it did.
 
-    Raises InputError before any work where an input is missing or no image, two outputs would be one file or would
-    replace an input, the task is unknown, the bank is empty, or the memory too little.
+    Raises InputError before any work for what `plan_outputs` refuses, an unknown task, an empty bank and too little
+    memory.
     """
-    out = Path(out)
-    plan = plan_outputs(inputs, out)
-    tile_side(model, memory)  # raises for too little memory
-    model.restore(torch.zeros(1, 3, 1, 1, device=model.bank.keys.device), task)  # raises for a bad task, an empty bank
-    report = RestorationReport()
-    report.write(out / REPORT)  # an older one would not be true any more
+    report, todo = prepare(model, inputs, out, task, memory, output, overwrite, strength)
+    path = Path(out, REPORT)
+    report.write(path)
+
+    def finish(result: FileResult) -> None:
+        with suppress(InputError):  # a disk that is full now may not be so at the end
+            report.append(result, path)
+        if progress is not None:
+            progress(result, len(todo))
+
     try:
-        for source, target in plan:
-            report.files.append(_restore_file(model, source, target, task, memory))
-            if progress is not None:
-                progress(report.files[-1], len(plan))
+        _restore_all(model, todo, task, memory, output, strength, finish)
         report.complete = True
     finally:
-        report.write(out / REPORT)
+        report.write(path)
     return report
 
 
-def plan_outputs(inputs: Sequence[str | Path], out: str | Path) -> list[tuple[Path, Path]]:
-    """Pairs of input and output file. What lies in `out` is no input, even where `out` is inside an input folder.
-
-    Raises InputError where an input is missing or no image, a folder holds none, two outputs would be one file, or an
-    output would replace an input.
-    """
-    out = Path(out)
-    if not inputs:
-        raise InputError(f"no input; accepted: image files ({', '.join(SUFFIXES)}) and folders of them")
-    targets: dict[Path, Path] = {}
-    for path in map(Path, inputs):
-        for source, target in _outputs(path, out):
-            other = targets.setdefault(target, source)
-            if other.resolve() != source.resolve():
-                raise InputError(f"{other} and {source} would both be written to {target}; restore them separately")
-    sources = {source.resolve(): source for source in targets.values()}
-    for target in targets:
-        if target.resolve() in sources:
-            raise InputError(
-                f"{sources[target.resolve()]} would be replaced by an output; give another folder than {out}"
-            )
-    return [(source, target) for target, source in targets.items()]
-
-
-def _outputs(path: Path, out: Path) -> Iterator[tuple[Path, Path]]:
-    if path.is_dir():
-        inside = [source for source in image_files(path) if out.resolve() not in source.resolve().parents]
-        if not inside:
-            raise InputError(f"{path}: no image in it; accepted: {', '.join(SUFFIXES)}")
-        for source in inside:
-            yield source, out / source.relative_to(path)
-    elif not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    elif path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: not an image; accepted: {', '.join(SUFFIXES)}")
+def restore_stream(
+    model: R2R,
+    source: str,
+    target: IO[bytes],
+    task: Task = None,
+    memory: int | None = None,
+    output: Output = Output(),
+    strength: float = 1.0,
+) -> None:
+    """Restore one file, or standard input where `source` is "-", and write it to an open file. Raises InputError."""
+    if source != "-" and (reason := unreadable(Path(source))):
+        raise InputError(f"{source}: {reason}")
+    given = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    photo = read_photo(io.BytesIO(given) if source == "-" else source)
+    restored = _restore_photo(model, photo, task, memory, strength)
+    written = io.BytesIO()  # a TIFF is not written from front to back
+    if not restored.tasks and output == Output() and Path(source).suffix.lower() not in RAW_SUFFIXES:
+        written.write(given)
     else:
-        yield path, out / path.name
+        write_photo(written, photo, output.file_format, output.quality)
+    target.write(written.getbuffer())
+    target.flush()
 
 
-def _restore_file(model: R2R, source: Path, target: Path, task: Task, memory: int | None) -> FileResult:
+def prepare(
+    model: R2R,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    task: Task = None,
+    memory: int | None = None,
+    output: Output = Output(),
+    overwrite: bool = False,
+    strength: float = 1.0,
+) -> tuple[RestorationReport, list[tuple[Path, Path]]]:
+    """What `restore_files` starts from: a report of what is done already, and what is left to do. Writes nothing."""
+    plan = plan_outputs(inputs, out, output.file_format)
+    tile_side(model, _Memory(model, memory).activations())  # raises for too little memory
+    model.restore(
+        torch.zeros(1, 3, 1, 1, device=device_of(model)), task, strength
+    )  # raises for bad ones, an empty bank
+    settings = fingerprint(model, task, output, strength)
+    done = {} if overwrite else read_done(Path(out, REPORT), settings)
+    unchanged = [done.get(str(source)) for source, target in plan.files]
+    kept, todo = [], []
+    for (source, target), result in zip(plan.files, unchanged, strict=True):
+        if result is not None and _is_done(source, target, result):
+            kept.append(result)
+        else:
+            todo.append((source, target))
+    return RestorationReport(settings, plan.skipped, kept, len(kept)), todo
+
+
+def fingerprint(model: R2R, task: Task = None, output: Output = Output(), strength: float = 1.0) -> str:
+    """Of everything that decides what an output looks like: the model, the settings, the version of this package."""
+    digest = hashlib.sha256()
+    digest.update(
+        json.dumps(
+            [r2r_kernels.__version__, model.config, str(task), strength, output.file_format, output.quality]
+        ).encode()
+    )
+    for name, x in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _is_done(source: Path, target: Path, result: FileResult) -> bool:
+    try:
+        now = source.stat()
+        there = target.is_file() and target.stat().st_size > 0
+    except OSError:
+        return False
+    return there and (str(target), now.st_size, now.st_mtime_ns) == (result.output, result.size, result.modified)
+
+
+class _Memory:
+    """How much of the memory that was asked for is left. On a CPU the whole process counts, on a GPU what is there."""
+
+    def __init__(self, model: R2R, limit: int | None) -> None:
+        self.limit = limit
+        self.shared = device_of(model).type == "cpu"
+
+    def activations(self) -> int | None:
+        """Bytes that are left for the network, the photo having been read."""
+        if self.limit is None or not self.shared:
+            return self.limit
+        return max(0, self.limit - resident_memory() - self.limit // 8)  # an eighth is for what is read and written
+
+    def is_large(self, source: Path) -> bool:
+        """Whether a photo is to be the only one in memory."""
+        return self.limit is not None and self.shared and memory_to_read(source) > self.limit // 16
+
+    def check(self, source: Path) -> None:
+        """Raises InputError where reading the photo would take more than is left."""
+        if self.limit is None or not self.shared:
+            return
+        needed, held = memory_to_read(source), resident_memory()
+        if held + needed > self.limit:
+            raise InputError(
+                f"reading it takes about {needed / 1e9:.1f} GB beside the {held / 1e9:.1f} GB of the program, "
+                f"more than the {self.limit / 1e9:g} GB of --memory"
+            )
+
+
+@dataclass
+class _Job:
+    """A file on its way: read, restored in place, written."""
+
+    result: FileResult
+    photo: Photo | None = None
+
+    def failed(self, error: Exception, seconds: float) -> _Job:
+        line = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if not isinstance(error, InputError | MemoryError | RuntimeError):
+            line = f"{type(error).__name__}: {line}"
+        line = line.removeprefix(f"{self.result.input}: ")
+        return _Job(replace(self.result, error=line, seconds=self.result.seconds + seconds))
+
+
+def _restore_all(
+    model: R2R,
+    todo: Sequence[tuple[Path, Path]],
+    task: Task,
+    memory: int | None,
+    output: Output,
+    strength: float,
+    finish: Callable[[FileResult], object],
+) -> None:
+    """While one photo is restored, the next one is read and the last ones are written; a large one is alone."""
+    room = _Memory(model, memory)
+    writing: deque[Future[_Job]] = deque()
+
+    def finish_writing(waiting: int) -> None:
+        while len(writing) > waiting or (writing and writing[0].done()):
+            finish(writing.popleft().result().result)
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(_WRITING) as writers:
+        try:
+            reading: Future[_Job] | None = None
+            for index, (source, target) in enumerate(todo):
+                alone = room.is_large(source)
+                if alone:
+                    finish_writing(0)
+                job = reading.result() if reading else _read(source, target, room)
+                following = todo[index + 1 : index + 2]
+                reading = None
+                if not alone and following and not room.is_large(following[0][0]):
+                    reading = reader.submit(_read, *following[0], room)
+                job = _restore(job, model, task, strength, room)
+                writing.append(writers.submit(_write, job, output))
+                del job  # the photo goes when it is written
+                finish_writing(0 if alone else _WRITING)
+                if alone:
+                    release_freed_memory()
+        finally:
+            finish_writing(0)  # an interruption too waits for what is being written
+
+
+def _read(source: Path, target: Path, room: _Memory) -> _Job:
+    start = time.perf_counter()
+    job = _Job(FileResult(str(source), str(target)))
+    try:
+        now = source.stat()
+        job.result = replace(job.result, size=now.st_size, modified=now.st_mtime_ns)
+        room.check(source)
+        photo = read_photo(source)
+    except Exception as error:  # whatever a decoder does to one file, the others are still to come
+        return job.failed(error, time.perf_counter() - start)
+    height, width = photo.pixels.shape[:2]
+    seconds = time.perf_counter() - start
+    return _Job(replace(job.result, height=height, width=width, seconds=seconds), photo)
+
+
+def _restore(job: _Job, model: R2R, task: Task, strength: float, room: _Memory) -> _Job:
+    if job.photo is None:
+        return job
     start = time.perf_counter()
     try:
-        photo = read_photo(source)
-        restored = restore_photo(model, photo.pixels, task, memory)
-        write_photo(target, restored.pixels, photo)
-    # RuntimeError: torch's, for want of memory above all.
-    except (InputError, MemoryError, RuntimeError) as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        return FileResult(str(source), str(target), seconds=time.perf_counter() - start, error=line)
-    height, width = photo.pixels.shape[:2]
+        restored = _restore_photo(model, job.photo, task, room.activations(), strength)
+    except Exception as error:  # RuntimeError for want of memory above all
+        return job.failed(error, time.perf_counter() - start)
     scores = {name: score if math.isfinite(score) else None for name, score in restored.scores.items()}
-    seconds = time.perf_counter() - start
-    return FileResult(str(source), str(target), restored.tasks, scores, height, width, restored.tiles, seconds)
+    seconds = job.result.seconds + time.perf_counter() - start
+    result = replace(job.result, tasks=restored.tasks, scores=scores, tiles=restored.tiles, seconds=seconds)
+    return _Job(result, job.photo)
 
 
-@torch.inference_mode()
-def restore_photo(model: R2R, pixels: np.ndarray, task: Task = None, memory: int | None = None) -> RestoredPhoto:
-    """Restore one photo, float32 [H, W, 3] in [0, 1], H, W >= 1, blind or told the task (see `R2R.restore`).
-
-    memory: bytes that the activations may take; by default half of what is free on the model's device, of which those
-    of one tile take at most 2 GiB. A photo that needs more is restored in overlapping tiles, blended without seams,
-    after a first pass over them has assembled one query for the whole photo: every tile gets its part of the same
-    readout. Features of that pass are kept as far as the memory reaches; those of other tiles are made again. What
-    still differs from one piece is the network's channel attention, whose means are taken over a tile.
-    Raises InputError for other arrays, NaN, values outside [0, 1], and a budget too small for the smallest tile.
-    """
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise InputError(f"a photo must be [H, W, 3] with H, W >= 1, got {list(pixels.shape)}")
-    if not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise InputError("a photo must hold values in [0, 1], got others or NaN")
-    # Views of [H, W, 3] here and below: a large photo is held twice, before and after, and no more.
-    lq = torch.from_numpy(np.require(pixels, np.float32, ["C", "W"])).permute(2, 0, 1)[None]
-    device = model.bank.keys.device
-    side = tile_side(model, memory)
-    height, width = (size + -size % model.stride for size in lq.shape[2:])
-    if height * width <= side * side:
-        image, chosen, scores = model.restore(lq.contiguous().to(device), task)
-        tiles = 1
-    else:
-        budget = _free_memory(device) // 2 if memory is None else memory
-        image, chosen, scores, tiles = _restore_tiled(model, lq, side, task, budget)
-    taking_part = chosen[0] if chosen.dtype == torch.bool else torch.arange(len(model.tasks), device=device) == chosen
-    return RestoredPhoto(
-        image[0].clamp_(0, 1).permute(1, 2, 0).contiguous().cpu().numpy(),
-        tuple(name for name, taken in zip(model.tasks, taking_part.tolist(), strict=True) if taken),
-        dict(zip(model.tasks, scores[0].tolist(), strict=True)),
-        tiles,
-    )
+def _restore_photo(model: R2R, photo: Photo, task: Task, memory: int | None, strength: float) -> RestoredPhoto:
+    """In place; colours that transparency hides have no part in it."""
+    visible = None if photo.alpha is None else photo.alpha > 0
+    return restore_photo(model, photo.pixels, task, memory, photo.pixels, strength, visible)
 
 
-def tile_side(model: R2R, memory: int | None = None) -> int:
-    """Side in pixels of the largest square that `memory` bytes restore at once. Raises InputError for too few."""
-    bytes_per_pixel = _bytes_per_pixel(model)
-    least = _SMALLEST_TILE**2 * bytes_per_pixel
-    if memory is None:
-        memory = max(least, min(_DEFAULT_MEMORY, _free_memory(model.bank.keys.device) // 2))
-    if memory < least:
-        raise InputError(f"memory of {memory} bytes; this model needs {least} or more")
-    return math.isqrt(memory // bytes_per_pixel) // model.stride * model.stride
-
-
-def _bytes_per_pixel(model: R2R) -> int:
-    return 4 * _FLOATS_PER_PIXEL * model.intro.out_channels
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes free on a GPU, or to this process on a CPU; where nothing tells, enough for the default budget."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = []
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
-    with suppress(OSError, ValueError):  # a container's limit
-        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
-        free.append(limit - used)
-    return min(free, default=2 * _DEFAULT_MEMORY)
-
-
-class _Window(NamedTuple):
-    """One tile along one axis: pixels [start, stop), and the weight of each of them in the blend."""
-
-    start: int
-    stop: int
-    weight: Tensor
-
-
-def _windows(length: int, side: int, stride: int) -> list[_Window]:
-    """Evenly spread windows over `length`: as few of `side` pixels as cover it, then no larger than it takes; multiples
-    of `stride`. The weights sum to 1 everywhere."""
-    number = 1 if side >= length else math.ceil((length - OVERLAP) / (side - OVERLAP))
-    enough = math.ceil((length + (number - 1) * OVERLAP) / number / stride) * stride
-    side = min(side, length, max(enough, _SMALLEST_TILE))
-    starts = [(length - side) * index // max(number - 1, 1) // stride * stride for index in range(number)]
-    weights = torch.zeros(number, length)
-    for weight, start in zip(weights, starts, strict=True):
-        before = torch.arange(side) + 0.5 - _MARGIN if start > 0 else torch.full((side,), torch.inf)
-        after = (
-            (torch.arange(side) + 0.5 - _MARGIN).flip(0) if start + side < length else torch.full((side,), torch.inf)
-        )
-        weight[start : start + side] = torch.minimum(before, after).clamp(0, OVERLAP - 2 * _MARGIN)
-    weights /= weights.sum(0)
-    return [_Window(start, start + side, w[start : start + side]) for start, w in zip(starts, weights, strict=True)]
-
-
-def _restore_tiled(model: R2R, lq: Tensor, side: int, task: Task, budget: int) -> tuple[Tensor, Tensor, Tensor, int]:
-    """image [1, 3, H, W] on the CPU, chosen task, scores, and the number of tiles. Of the budget in bytes, what a tile
-    leaves is for features of the first pass."""
-    device, stride = model.bank.keys.device, model.stride
-    height, width = (size + -size % stride for size in lq.shape[2:])
-    tiles = [(y, x) for y in _windows(height, side, stride) for x in _windows(width, side, stride)]
-
-    def cut(y: _Window, x: _Window) -> Tensor:  # short at the photo's right and lower border, where it is padded
-        return lq[:, :, y.start : y.stop, x.start : x.stop].contiguous().to(device)
-
-    def cells(window: _Window) -> tuple[slice, Tensor]:
-        """The window on the grid of the deepest features."""
-        weight = F.avg_pool1d(window.weight[None], stride)[0]
-        return slice(window.start // stride, window.stop // stride), weight.to(device)
-
-    query = torch.zeros(1, model.bank.keys.shape[2], height // stride, width // stride, device=device)
-    kept: dict[int, Features] = {}
-    room = budget - _bytes_per_pixel(model) * max((y.stop - y.start) * (x.stop - x.start) for y, x in tiles)
-    for number, (y, x) in enumerate(tiles):
-        (rows, row_weight), (columns, column_weight) = cells(y), cells(x)
-        features = model.encode(cut(y, x))
-        key, _ = model.query(features.deep)
-        query[:, :, rows, columns] += key * row_weight[:, None] * column_weight
-        size = sum(part.nbytes for part in (features.deep, *features.skips))
-        if size <= room:
-            kept[number] = features
-            room -= size
-    match = model.match(query, task)
-    readout = F.adaptive_avg_pool2d(match.readout, (height // stride, width // stride))
-
-    image = torch.zeros_like(lq)
-    for number, (y, x) in enumerate(tiles):
-        tile = cut(y, x)
-        features = kept.pop(number) if number in kept else model.encode(tile)
-        _, value = model.query(features.deep)
-        restored = model.decode(tile, features, value, readout[:, :, cells(y)[0], cells(x)[0]]).cpu()
-        y_size, x_size = restored.shape[2:]
-        weight = y.weight[:y_size, None] * x.weight[:x_size]
-        image[:, :, y.start : y.start + y_size, x.start : x.start + x_size] += restored * weight
-    return image, match.task, match.scores, len(tiles)
+def _write(job: _Job, output: Output) -> _Job:
+    if job.photo is None:
+        return job
+    start = time.perf_counter()
+    try:
+        if job.result.tasks or output != Output() or Path(job.result.output).suffix != Path(job.result.input).suffix:
+            write_photo(job.result.output, job.photo, output.file_format, output.quality)
+        else:  # nothing was found: the file stays what it is, byte for byte
+            with atomic_path(job.result.output) as temporary:
+                shutil.copyfile(job.result.input, temporary)
+                shutil.copystat(job.result.input, temporary)
+    except Exception as error:
+        return job.failed(error, time.perf_counter() - start)
+    return _Job(replace(job.result, seconds=job.result.seconds + time.perf_counter() - start))

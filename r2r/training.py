@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,10 +26,11 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from r2r import fast, ranks
-from r2r.config import FREE, PhaseConfig, TrainConfig
+from r2r.config import FREE, SCHEDULE, PhaseConfig, TrainConfig
 from r2r.data.dataset import TrainingPairs, worker_init
 from r2r.data.sampler import EpochSampler
 from r2r.data.sources import build_source
+from r2r.device import pick_device
 from r2r.errors import InputError
 from r2r.evaluation import evaluate, evaluation_set
 from r2r.files import atomic_path
@@ -36,14 +38,14 @@ from r2r.losses import LossWeights, restoration_loss
 from r2r.model import R2R
 from r2r.presets import PRESETS
 
-FIELDS = ("phase", "epoch", "step", "lr", "total", "pixel", "fft", "degradation", "match", "psnr", "accuracy",
-          "images_per_second", "valid_psnr", "valid_accuracy")  # fmt: skip
+FIELDS = ("phase", "epoch", "step", "lr", "total", "pixel", "fft", "log_error", "degradation", "match", "psnr",
+          "accuracy", "images_per_second", "valid_psnr", "valid_accuracy")  # fmt: skip
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Display(Protocol):
-    """Where progress is shown; `r2r.cli` has one for the terminal."""
+    """Where progress is shown; `r2r.terminal` has one for the terminal."""
 
     def start(self, phase: str, done: int, total: int) -> None: ...
     def update(self, done: int, row: dict[str, float]) -> None: ...
@@ -59,24 +61,55 @@ class Silent:
 
 
 def learning_rate(phase: PhaseConfig, epoch: float) -> float:
-    """The rate after `epoch` (fractional) epochs: linear warm-up, then a cosine (R2R, section 4.1)."""
+    """The rate after `epoch` (fractional) epochs: linear warm-up, a constant, then a cosine (R2R, section 4.1)."""
     if epoch < phase.warmup_epochs:
         return phase.warmup_lr + (phase.lr - phase.warmup_lr) * epoch / phase.warmup_epochs
-    horizon = max(phase.horizon or phase.epochs, phase.epochs)
-    progress = (epoch - phase.warmup_epochs) / max(horizon - phase.warmup_epochs, 1e-9)
+    start, horizon = max(phase.warmup_epochs, phase.hold), max(phase.horizon or phase.epochs, phase.epochs)
+    progress = max(epoch - start, 0.0) / max(horizon - start, 1e-9)
     return phase.final_lr + (phase.lr - phase.final_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
 def build_model(config: TrainConfig, mixtures: bool) -> R2R:
-    """The model a configuration describes, with weights that follow from its seed."""
+    """The model a configuration describes, with weights that follow from its seed, or are those of `config.init`."""
     if config.preset not in PRESETS:
         raise InputError(f"unknown preset {config.preset!r}; accepted: {', '.join(PRESETS)}")
+    initial = R2R.from_pretrained(config.init) if config.init else None
+    sizes = PRESETS[config.preset] if initial is None else {**initial.config, "amalgamator": True}
+    sizes = {**sizes, "mixtures": mixtures, **config.model, "tasks": config.tasks}
     torch.manual_seed(config.seed)
     kind = R2R if config.eager else fast.R2R
     try:
-        return kind(tasks=config.tasks, **{**PRESETS[config.preset], "mixtures": mixtures, **config.model})
+        model = kind(**sizes)
     except (TypeError, ValueError) as error:
         raise InputError(f"model: {error}") from error
+    if initial is not None:
+        _start_from(initial, model, config.init)
+    return model
+
+
+BY_TASK = ("bank.", "amalgamator.classifier.", "amalgamator.key_slots.", "amalgamator.value_slots.")
+"""Beginnings of the names of tensors with a row for each task."""
+
+
+def _start_from(initial: R2R, model: R2R, name: str) -> None:
+    """Copy the weights and the bank of `initial`, tasks by name; an amalgamator that it lacks stays as it is."""
+    given, state = initial.state_dict(), model.state_dict()
+    places = [(model.tasks.index(task), row) for row, task in enumerate(initial.tasks) if task in model.tasks]
+    if initial.bank.keys.shape[1] != model.bank.keys.shape[1]:
+        raise InputError(
+            f"{name} holds {initial.bank.keys.shape[1]} slots a task, which a capacity of another model made"
+        )
+    for key, own in state.items():
+        if key not in given:
+            continue
+        by_task = key.startswith(BY_TASK)
+        if own.shape[by_task:] != given[key].shape[by_task:]:
+            raise InputError(f"{name} does not fit: {key} is {[*given[key].shape]}, here {[*own.shape]}")
+        if not by_task:
+            own.copy_(given[key])
+        for place, row in places if by_task else ():
+            own[place] = given[key][row]
+    model.load_state_dict(state)
 
 
 class Trainer:
@@ -90,7 +123,8 @@ class Trainer:
         self.out = Path(config.out)
         self.device = pick_device(config.device)
         self.sources = [build_source(entry, config.tasks) for entry in config.data]
-        self.mixtures = bool(config.model.get("mixtures", any(len(source.labels) > 1 for source in self.sources)))
+        several = any(len(source.labels) != 1 or source.optional for source in self.sources)
+        self.mixtures = bool(config.model.get("mixtures", several))
         self._check_sources()
         self.held_out = [
             evaluation_set(build_source(entry, config.tasks), len(config.tasks), self.mixtures, config.seed)
@@ -98,7 +132,9 @@ class Trainer:
         ]
         self.weights = LossWeights(**asdict(config.loss))
         self.datasets = {
-            name: TrainingPairs(self.sources, phase.crop, len(config.tasks), config.seed, self.mixtures)
+            name: TrainingPairs(
+                self.sources, phase.crop, len(config.tasks), config.seed, self.mixtures, int(config.cache * 2**30)
+            )
             for name, phase in self._phases()
             if phase.epochs
         }
@@ -204,21 +240,46 @@ class Trainer:
         reference = reference_labels = None
         if name == "pretrain":
             half = len(lq) // 2
-            reference = (lq[half:], hq[half:], labels[half:])
             reference_labels = labels[half:]
+            reference = (lq[half:], self._reference_hq(lq[half:], hq[half:]), self._known(reference_labels))
             lq, hq, labels = lq[:half], hq[:half], labels[:half]
+        told = self._misled(self._known(labels))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output = self.network(lq, labels, reference=reference, stage=stage)
+            output = self.network(lq, told, reference=reference, stage=stage)
         terms = restoration_loss(output, hq, labels, reference_labels, self.weights)
         (terms["total"] / accumulate).backward()
         with torch.no_grad():
             error = (output.restored.float().clamp(0, 1) - hq).square().mean((1, 2, 3)).clamp(min=1e-10)
-            right = (output.scores > 0) == labels.bool() if self.mixtures else output.scores.argmax(1) == labels
+            if self.mixtures:
+                right = (((output.scores > 0) == self._known(labels)) | (labels == 0.5)).all(1)
+            else:
+                right = output.scores.argmax(1) == labels
             return {
                 **{key: value.detach() for key, value in terms.items()},
                 "psnr": -10 * error.log10().mean(),
                 "accuracy": right.float().mean(),
             }
+
+    def _reference_hq(self, lq: Tensor, hq: Tensor) -> Tensor:
+        if self.config.reference_hq == "noise15":
+            return hq + 15 / 255 * torch.randn_like(hq)
+        return lq if self.config.reference_hq == "lq" else hq
+
+    def _known(self, labels: Tensor) -> Tensor:
+        """Labels as the model takes them: of mixtures only what is sure, bool [N, T]."""
+        return labels == 1 if self.mixtures else labels
+
+    def _misled(self, labels: Tensor) -> Tensor:
+        """`labels` in which a share of the images is told a task drawn at random, or none, which leaves it to the
+        model; an image with nothing wrong always is."""
+        if not self.mixtures or not self.config.mislead:
+            return labels
+        number, tasks = labels.shape
+        draw = torch.rand(number, device=labels.device)
+        draw = torch.where(labels.any(1), draw, draw * self.config.mislead)
+        wrong = F.one_hot(torch.randint(tasks, (number,), device=labels.device), tasks).bool()
+        misled = torch.where((draw < self.config.mislead)[:, None], wrong, labels)
+        return misled & (draw >= self.config.mislead / 2)[:, None]
 
     def _update(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
@@ -230,6 +291,11 @@ class Trainer:
     def _enter_finetuning(self) -> None:
         """Freeze the bank and start with a new optimiser on what is left to train."""
         if self.config.finetune.epochs:
+            lacking = [
+                t for t, count in zip(self.model.tasks, self.model.bank.counts.tolist(), strict=True) if not count
+            ]
+            if lacking:
+                raise InputError(f"the bank holds nothing for {', '.join(lacking)}; pretrain.epochs above 0 fills it")
             self.model.freeze_bank()
             if self.ema is not None:
                 self._averaged_model(self.ema).amalgamator = None
@@ -354,12 +420,12 @@ class Trainer:
             state = torch.load(checkpoint, map_location=self.device, weights_only=True)
         except Exception as error:
             raise InputError(f"{checkpoint} cannot be read: {str(error).splitlines()[0]}") from error
-        ours = _settings(self.config)
-        changed = [key for key in ours if ours[key] != state["config"].get(key)]
+        ours, theirs = _settings(self.config), _without_schedule(state["config"])
+        changed = [key for key in ours if ours[key] != theirs.get(key)]
         if changed:
             key = changed[0]
             raise InputError(
-                f"{self.out} holds a run with {key} = {state['config'].get(key)}, now it is {ours[key]}; "
+                f"{self.out} holds a run with {key} = {theirs.get(key)}, now it is {ours[key]}; "
                 "use another out folder or the same settings"
             )
         self.phase, self.epoch, self.batch, self.step, self.best = state["position"]
@@ -411,22 +477,19 @@ class Tally:
         return means
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto": a GPU where there is one. Raises InputError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
 def _settings(config: TrainConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items() if key not in FREE}
+    return _without_schedule({str(key): value for key, value in settings.items() if key not in FREE})
+
+
+def _without_schedule(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings less what may be changed to make a run longer or shorter."""
+    phases = {
+        name: {key: value for key, value in settings[name].items() if key not in SCHEDULE}
+        for name in ("pretrain", "finetune")
+    }
+    return {**settings, **phases}
 
 
 def _short(value: Any) -> Any:

@@ -136,11 +136,7 @@ def bank_retrieve(
     cosine = (unit_query @ unit_keys.T).view(weights.shape)
 
     used = torch.arange(slots, device=counts.device) < counts[:, None]
-    smallest = torch.where(counts > 0, counts, slots).amin()
-    # Rank 0 is the largest similarity of a task; as many count as the smallest task holds.
-    similarity = (scale * cosine).masked_fill(~used, -torch.inf)
-    rank = similarity.argsort(dim=2, descending=True, stable=True).argsort(dim=2)
-    dsimilarity = torch.where((rank < smallest) & used, dscores[:, :, None] / smallest, 0)
+    dsimilarity = torch.where(used, (dscores / counts.clamp(min=1))[:, :, None], 0)
 
     dflat, dweights, dvalues = dreadout.to(wide).flatten(1), torch.zeros_like(weights), torch.zeros_like(values)
     for images, part in _readings(weights):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
 from functools import cache
 from pathlib import Path
@@ -40,3 +41,22 @@ def available() -> bool:
         warnings.warn(f"r2r_kernels runs on plain PyTorch, slower: no native operators: {reason()}", stacklevel=2)
         return False
     return True
+
+
+def _runs_on(architectures: str, capability: tuple[int, int]) -> bool:
+    for major, minor, suffix, ptx in re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", architectures):
+        built = int(major), int(minor)
+        exact = built == capability
+        if exact or (suffix != "a" and built[0] == capability[0] and built <= capability):
+            return True
+        if ptx and not suffix and built <= capability:  # the driver compiles it
+            return True
+    return False
+
+
+@cache
+def runs_on(capability: tuple[int, int]) -> bool:
+    """Whether the extension holds CUDA operators for a GPU of that compute capability: built for it, for an earlier one
+    of the same major version, or as PTX for any earlier one."""
+    built = module()
+    return built is not None and _runs_on(built.cuda_architectures, capability)

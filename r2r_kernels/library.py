@@ -24,6 +24,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from r2r_kernels import backward, extension, reference, triton
 from r2r_kernels.reference import NAFBlockParams
+from r2r_kernels.triton.layout import is_channels_last as _channels_last
+from r2r_kernels.triton.layout import memory_format as _format
 
 _LIBRARY = torch.library.Library("r2r", "DEF")
 _OPS = torch.ops.r2r
@@ -74,10 +76,6 @@ def implementation(x: Tensor) -> str:
 # Memory formats
 
 
-def _format(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.stride(1) < x.stride(3) else torch.contiguous_format
-
-
 def _dense(x: Tensor, like: Tensor) -> Tensor:
     return x.contiguous(memory_format=_format(like))
 
@@ -85,10 +83,6 @@ def _dense(x: Tensor, like: Tensor) -> Tensor:
 def _empty(like: Tensor, channels: int) -> Tensor:
     n, _, h, w = like.shape
     return torch.empty((n, channels, h, w), dtype=like.dtype, device=like.device, memory_format=_format(like))
-
-
-def _channels_last(x: Tensor) -> bool:
-    return _format(x) is torch.channels_last
 
 
 def _statistics(x: Tensor) -> Tensor:
@@ -221,14 +215,20 @@ def _depthwise_gate_backward_fake(
 
 def _naf_block(x: Tensor, params: Sequence[Tensor], eps: float) -> Tensor:
     chosen = implementation(x)
-    if chosen == "triton":
+    if chosen == "triton":  # parameters of any dtype
         return _dense(_triton("naf_block").forward(x, NAFBlockParams(*(p.contiguous() for p in params)), eps), x)
+    params = _like(params, x)
     if chosen == "native":
         y = _empty(x, x.shape[1])
         gated = x.new_empty(x.shape) if _channels_last(x) else y  # the result takes its place pixel by pixel
         _NATIVE.naf_block(_dense(x, x), [p.contiguous() for p in params], eps, _channels_last(x), gated, y)
         return y
     return _dense(reference.naf_block(x, NAFBlockParams(*params), eps), x)
+
+
+def _like(params: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+    """Parameters in the dtype of x: under autocast on a GPU they come as they are."""
+    return [p.to(x.dtype) for p in params]
 
 
 def _naf_block_fake(x: Tensor, params: Sequence[Tensor], eps: float) -> Tensor:
@@ -317,16 +317,18 @@ def _naf_block_backward(dy: Tensor, x: Tensor, mean: Tensor, params: Sequence[Te
     if chosen == "triton":
         contiguous = NAFBlockParams(*(p.contiguous() for p in params))
         dx, gradients = _triton("naf_block").backward(dy, x, mean, contiguous, eps)
-    elif chosen == "native":
+        return [_dense(dx, x), *gradients]
+    dtypes, params = [p.dtype for p in params], _like(params, x)
+    if chosen == "native":
         n, c, h, w = x.shape
         work = x.new_empty((max(1, min(n, _BACKWARD_VALUES // (6 * c * h * w))), 6 * c, h, w))
         dx, gradients = _empty(x, c), [torch.empty(p.shape, dtype=torch.float32) for p in params]
         images, parameters = (_dense(dy, x), _dense(x, x)), [p.contiguous() for p in params]
         _NATIVE.naf_block_backward(*images, parameters, eps, _channels_last(x), work, dx, gradients)
-        return [dx, *(g.to(x.dtype) for g in gradients)]
+        return [dx, *(g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True))]
     else:
         dx, *gradients = backward.naf_block(_dense(dy, x), _dense(x, x), params, eps)
-    return [_dense(dx, x), *(g.contiguous() for g in gradients)]
+    return [_dense(dx, x), *(g.to(dtype).contiguous() for g, dtype in zip(gradients, dtypes, strict=True))]
 
 
 def _naf_block_backward_fake(dy: Tensor, x: Tensor, mean: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
@@ -396,9 +398,9 @@ def _local_mean_2d_backward(dy: Tensor, window: Sequence[int]) -> Tensor:
 def _gated_conv_native(x: Tensor) -> bool:
     """Whether the C++ or CUDA kernel runs on x; there is none in Triton."""
     forced = os.environ.get("R2R_KERNELS")
-    if x.device.type == "cuda" and forced != "reference" and x.numel() and x.dtype in _TRITON_DTYPES:
-        module = extension.module()
-        return bool(module and module.cuda_architectures)
+    on_gpu = x.device.type == "cuda" and forced != "reference" and x.numel() and x.dtype in _TRITON_DTYPES
+    if on_gpu and torch.version.hip is None and extension.runs_on(torch.cuda.get_device_capability(x.device)):
+        return True
     return forced != "triton" and implementation(x) == "native"
 
 
@@ -850,7 +852,8 @@ _differentiable("local_naf_block", _local_naf_block_composed)
 # Autocast: convolutions run in autocast's dtype, a norm and a mean in that of their input.
 
 
-def _autocast(name: str, norm: bool = False) -> None:
+def _autocast(name: str, norm: bool = False, mixed: bool = False) -> None:
+    """mixed: on a GPU parameters stay as they are: its kernels read any dtype, and casts are launches of their own."""
     operator = getattr(_OPS, name).default
 
     def register(device: str, key: str) -> None:
@@ -861,7 +864,7 @@ def _autocast(name: str, norm: bool = False) -> None:
 
             def cast(value: Any) -> Any:
                 if isinstance(value, (list, tuple)):
-                    return [cast(v) for v in value]
+                    return value if mixed and device == "cuda" else [cast(v) for v in value]
                 narrowable = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
                 return value.to(dtype) if narrowable else value
 
@@ -880,7 +883,7 @@ _autocast("upsample_add")
 _autocast("local_mean_2d", norm=True)
 _autocast("gated_conv")
 _autocast("slot_conv")
-_autocast("naf_block")
+_autocast("naf_block", mixed=True)
 _autocast("local_naf_block")
 
 

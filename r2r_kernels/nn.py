@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -120,8 +121,11 @@ class NAFBlock(Fusable):
 
     `beta` and `gamma` start at 0, so that a new block is the identity. dropout, where not 0, is applied to both
     branches in training, which then runs unfused; so does a block of which a part was changed (adapters, hooks, another
-    convolution), but for a `LocalMean2d` in place of `sca[0]`.
+    convolution), but for a `LocalMean2d` in place of `sca[0]`. `window`, where not 0, makes the attention local in
+    evaluation: a `LocalMean2d` of that side takes the place of `sca[0]`.
     """
+
+    window = 0
 
     def __init__(self, channels: int, eager: bool = False, dropout: float = 0.0) -> None:
         super().__init__(eager)
@@ -146,7 +150,7 @@ class NAFBlock(Fusable):
         launch a call less. None where the kernels of its device read the parameters as they are, where attention is
         local, and where the block runs unfused."""
         seen = self.seen()
-        if seen is None or seen.window is not None:
+        if seen is None or seen.window is not None or self.window:
             return None
         folded = library.fold_naf_block(self.params(), dtype)
         return None if folded is None else FoldedNAFBlock(folded, self.norm1.eps)
@@ -158,7 +162,7 @@ class NAFBlock(Fusable):
         if seen is None:
             return self._by_parts(x)
         params = NAFBlockParams(*(home[name] for home, name in seen.tensors))
-        return self.ops.naf_block(x, params, self.norm1.eps, seen.window)
+        return self.ops.naf_block(x, params, self.norm1.eps, self._window_for(x, seen.window))
 
     def _look(self) -> _SeenBlock | None:
         pool = self.sca._modules.get("0")
@@ -184,11 +188,24 @@ class NAFBlock(Fusable):
         params = NAFBlockParams(
             *(*first, *conv1, *conv2, *attention, *conv3, self.beta, *second, *conv4, *conv5, self.gamma)
         )
-        return self.ops.naf_block(x, params, self.norm1.eps, window)
+        return self.ops.naf_block(x, params, self.norm1.eps, self._window_for(x, window))
+
+    def _window_for(self, x: Tensor, window: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Over what the attention pools on x, where `sca[0]` has this window; None: over the image."""
+        if not self.window or self.training:
+            return window
+        height, width = (min(self.window, side) for side in x.shape[2:])
+        return None if (height, width) == tuple(x.shape[2:]) else (height, width)
 
     def _by_parts(self, x: Tensor) -> Tensor:
         gated = self.ops.simple_gate(self.conv2(self.conv1(self.norm1(x))))
-        y = x + self.dropout1(self.conv3(gated * self.sca(gated))) * self.beta
+        if self.window and not self.training:
+            attention = self.ops.local_mean_2d(gated, (self.window, self.window))
+            for part in list(self.sca)[1:]:
+                attention = part(attention)
+        else:
+            attention = self.sca(gated)
+        y = x + self.dropout1(self.conv3(gated * attention)) * self.beta
         return y + self.dropout2(self.conv5(self.ops.simple_gate(self.conv4(self.norm2(y))))) * self.gamma
 
 
@@ -266,6 +283,20 @@ class BankRetrieval(OperatorModule):
         if self.similarity == "published":
             return 1 / math.sqrt(query.shape[1:].numel())
         return self.log_scale.clamp(max=math.log(100.0)).exp()
+
+    def scores(self, queries: Tensor, keys: Tensor, counts: Tensor) -> Tensor:
+        """The scores of `forward` alone: flat queries [N, W, Ck * h * w], W of each image -> [N, W, T].
+
+        The mean over a task's slots is taken of its unit keys, which comes to the same.
+        """
+        wide = torch.promote_types(queries.dtype, torch.float32)
+        kind = queries.device.type
+        with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):  # as exact as in `forward`
+            used = torch.arange(keys.shape[1], device=keys.device) < counts[:, None]
+            unit_keys = nn.functional.normalize(keys.to(wide).flatten(2), dim=2) * used[:, :, None]
+            mean = unit_keys.sum(1) / counts.clamp(min=1)[:, None]
+            scores = self.scale(queries[:, 0]) * (nn.functional.normalize(queries.to(wide), dim=2) @ mean.T)
+        return scores.masked_fill(counts == 0, -torch.inf)
 
     def forward(
         self, query: Tensor, keys: Tensor, values: Tensor, counts: Tensor, task: Tensor | int | None = None

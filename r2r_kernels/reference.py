@@ -209,9 +209,8 @@ def bank_retrieve(
     Raises ValueError where a told task is out of range or holds no slots; on a GPU, where the host must not wait to
     find out, the device stops with an assertion instead.
 
-    S = scale * cosine(query, key). A task's score is the mean of its k largest S, k the smallest count of any task
-    that holds slots (with equal counts: the mean over its slots), -inf where it holds none. The readout is the sum of
-    the values weighted by the softmax of S over all slots of the tasks that take part.
+    S = scale * cosine(query, key). A task's score is the mean of S over its slots, -inf where it holds none. The
+    readout is the sum of the values weighted by the softmax of S over all slots of the tasks that take part.
     """
     tasks, slots = keys.shape[:2]
     if isinstance(task, Tensor) and task.dtype != torch.bool:
@@ -220,13 +219,9 @@ def bank_retrieve(
     unit_keys = F.normalize(_at_least_float32(keys).flatten(2), dim=2)
     used = torch.arange(slots, device=keys.device) < counts[:, None]
     similarity = scale * torch.einsum("nd,tsd->nts", unit_query, unit_keys)
-    similarity = similarity.masked_fill(~used, -torch.inf)
-
-    smallest = torch.where(counts > 0, counts, slots).amin(0)
-    largest = similarity.sort(dim=2, descending=True).values
-    among = (torch.arange(slots, device=keys.device) < smallest) & (counts > 0)[:, None]
-    scores = torch.where(among, largest, 0).sum(2) / smallest
+    scores = torch.where(used, similarity, 0).sum(2) / counts.clamp(min=1)
     scores = scores.masked_fill(counts == 0, -torch.inf)
+    similarity = similarity.masked_fill(~used, -torch.inf)
 
     taking_part = task_mask(scores, task, mode)
     _require((taking_part & (counts > 0)).any(1).all(), "a task that takes part holds no slots in the bank")

@@ -34,9 +34,14 @@ Key = tuple[int, int, int]
 class Source:
     """Photos that share what is wrong with them.
 
-    labels: indices of the tasks that restore them, several for a mixture. degradation: how degraded photos are made
-    where the pairs have none. repeat: how often an epoch shows each pair. depth_encoding: see `r2r.data.depth`.
-    Raises InputError for no photo, no label, a repeat below 1, or degraded photos and a degradation at once.
+    labels: indices of the tasks that restore them, several for a mixture, none where nothing is wrong: such photos are
+    to come out as they went in, compressed or not. optional: tasks that may be found as well; nobody is sure about
+    them. degradation: how degraded photos are made where the pairs have none. repeat: how often an epoch shows each
+    pair. share: how often training draws from this source, relative to the others (`EpochSampler`). reduce: photos are
+    reduced to a size between these factors before anything else is done with them. depth_encoding: see
+    `r2r.data.depth`.
+    Raises InputError for no photo, a repeat below 1, a share or a factor outside its range, labels that are optional
+    too, or degraded photos and a degradation at once.
     """
 
     name: str
@@ -45,14 +50,24 @@ class Source:
     degradation: Degradation | None = None
     repeat: int = 1
     depth_encoding: str = "distance"
+    optional: tuple[int, ...] = ()
+    share: float | None = None
+    reduce: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         if not self.pairs:
             raise InputError(f"{self.name}: no photo; accepted: at least one")
-        if not self.labels or len(set(self.labels)) < len(self.labels) or min(self.labels) < 0:
-            raise InputError(f"{self.name}: labels {self.labels}; accepted: different task indices, at least one")
+        tasks = (*self.labels, *self.optional)
+        if len(set(tasks)) < len(tasks) or min(tasks, default=0) < 0:
+            raise InputError(
+                f"{self.name}: labels {self.labels}, optional {self.optional}; accepted: different indices"
+            )
         if self.repeat < 1:
             raise InputError(f"{self.name}: repeat {self.repeat}; accepted: 1 or more")
+        if self.share is not None and not self.share > 0:
+            raise InputError(f"{self.name}: share {self.share}; accepted: numbers above 0")
+        if not 0 < self.reduce[0] <= self.reduce[1] <= 1:
+            raise InputError(f"{self.name}: reduce {self.reduce}; accepted: low..high within 0 and 1")
         if self.depth_encoding not in DEPTH_ENCODINGS:
             accepted = ", ".join(DEPTH_ENCODINGS)
             raise InputError(f"{self.name}: depth encoding {self.depth_encoding!r} is unknown; accepted: {accepted}")
@@ -64,7 +79,8 @@ class TrainingPairs(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
     """Augmented crops: dataset[key] -> lq, hq float32 [3, crop, crop] in [0, 1], and the label.
 
     A crop at a random place is degraded (or cut from the degraded photo), then turned and mirrored in one of the eight
-    ways that keep a square, the identity among them. label: int64 [], with `mixtures` 0 and 1 in float32 [num_tasks].
+    ways that keep a square, the identity among them. label: int64 []; with `mixtures` float32 [num_tasks], 1 for the
+    tasks that restore the photo, 0.5 for those that may be found as well, 0 for the others.
 
     A file that cannot be read is named once in the log and replaced by the next of its source; `skipped` counts such
     files over all workers. Decoded photos are kept, at 8 bits, up to `cache_bytes` in each worker.
@@ -121,13 +137,17 @@ class TrainingPairs(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
 
     def _check_crop(self) -> None:
         small = []
-        for path in dict.fromkeys(pair.clean for source in self.sources for pair in source.pairs):
+        factors: dict[Path, float] = {}
+        for source in self.sources:
+            for pair in source.pairs:
+                factors[pair.clean] = max(factors.get(pair.clean, 0), source.reduce[1])
+        for path, factor in factors.items():
             try:
                 height, width = image_size(path)
             except InputError as error:
                 self._skip(path, error)
                 continue
-            if min(height, width) < self.crop:
+            if min(height, width) * factor < self.crop:
                 small.append(f"{path} ({width} x {height})")
         if small:
             raise InputError(f"smaller than the crop of {self.crop} x {self.crop}: {some(small)}")
@@ -157,11 +177,14 @@ class TrainingPairs(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
 
     def _cut(self, source: Source, photos: _Photos, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Degraded and clean crop, float32 [crop, crop, 3]."""
-        clean, size = photos.clean, self.crop
-        height, width = clean.shape[:2]
+        size = self.crop
+        factor = _draw_factor(source.reduce, size / min(photos.clean.shape[:2]), rng)
+        photo = _Reduced(photos.clean, factor)
+        height, width = photo.shape
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
         if photos.degraded is not None:
-            return _unit(_window(photos.degraded, top, left, size, size)), _unit(_window(clean, top, left, size, size))
+            degraded, clean = (_Reduced(x, factor).cut(top, left, size, size) for x in (photos.degraded, photos.clean))
+            return degraded, clean if source.labels else degraded
         degradation = source.degradation
         assert degradation is not None  # Source has one or the other
         # With its surroundings, as far as there are any, so that content moves in over the border as in the photo.
@@ -170,12 +193,15 @@ class TrainingPairs(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
         rows, columns = min(height, top + size + margin) - y, min(width, left + size + margin) - x
         depth = None
         if photos.depth is not None:
-            depth = _window(photos.depth, y, x, rows, columns)
+            depth = _Reduced(photos.depth, factor).cut(y, x, rows, columns)
         elif degradation.needs_depth:
-            depth = plausible_depth(clean, rng, (y, x, rows, columns))
-        around = _unit(_window(clean, y, x, rows, columns))
-        degraded = degradation(around, rng, depth)
-        return _window(degraded, top - y, left - x, size, size), _window(around, top - y, left - x, size, size)
+            depth = plausible_depth(photos.clean, rng, photo.window(y, x, rows, columns))
+            depth = cv2.resize(depth, (columns, rows), interpolation=cv2.INTER_AREA)
+        around = photo.cut(y, x, rows, columns)
+        degraded, clean = (
+            _window(whole, top - y, left - x, size, size) for whole in (degradation(around, rng, depth), around)
+        )
+        return degraded, clean if source.labels else degraded
 
 
 class EvaluationPair(NamedTuple):
@@ -190,13 +216,15 @@ class EvaluationPair(NamedTuple):
 class EvaluationPairs(Dataset[EvaluationPair]):
     """Whole photos of one source, in order, with the full precision of their files.
 
-    What is synthesised depends only on `seed` and on a photo's place in the source.
+    What is synthesised depends only on `seed` and on a photo's place in the source. `reduce` has to be one factor.
     Raises InputError, at once where a header shows it, for any file that cannot be read.
     """
 
     def __init__(self, source: Source, num_tasks: int, seed: int = 0, mixtures: bool = False) -> None:
         if seed < 0:
             raise InputError(f"seed {seed}; accepted: 0 or more")
+        if source.reduce[0] != source.reduce[1]:
+            raise InputError(f"{source.name}: reduce {source.reduce}; accepted for evaluation: one number")
         self.source = source
         self.seed = seed
         self._label = _label(source, num_tasks, mixtures)
@@ -212,17 +240,23 @@ class EvaluationPairs(Dataset[EvaluationPair]):
 
     def __getitem__(self, index: int) -> EvaluationPair:
         pair, degradation = self.source.pairs[index], self.source.degradation
+        factor = self.source.reduce[0]
         clean = read_rgb(pair.clean)
         if pair.degraded is not None:
             degraded = read_rgb(pair.degraded)
             _check_match(pair.degraded, degraded, clean)
+            degraded, clean = (_Reduced(x, factor).whole() for x in (degraded, clean))
         else:
             assert degradation is not None  # Source has one or the other
             depth = None
             if pair.depth is not None:
                 depth = read_depth(pair.depth, self.source.depth_encoding)
                 _check_match(pair.depth, depth, clean)
+                depth = _Reduced(depth, factor).whole()
+            clean = _Reduced(clean, factor).whole()
             degraded = degradation(clean, np.random.default_rng([self.seed, index]), depth)
+        if not self.source.labels:
+            clean = degraded
         return EvaluationPair(pair.name, _tensor(degraded), _tensor(clean), self._label)
 
 
@@ -242,6 +276,38 @@ class _Photos(NamedTuple):
     clean: np.ndarray
     degraded: np.ndarray | None = None
     depth: np.ndarray | None = None
+
+
+class _Reduced:
+    """A photo [H, W, 3] or a depth map [H, W], seen at `factor` of its size; only what is cut out of it is made."""
+
+    def __init__(self, image: np.ndarray, factor: float) -> None:
+        self.image = image
+        height, width = image.shape[:2]
+        self.shape = (height, width) if factor == 1 else (max(1, round(height * factor)), max(1, round(width * factor)))
+
+    def window(self, top: int, left: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Where that lies in the photo, in whole pixels."""
+        down, across = (own / seen for own, seen in zip(self.image.shape[:2], self.shape, strict=True))
+        y, x = int(top * down), int(left * across)
+        return y, x, round((top + height) * down) - y, round((left + width) * across) - x
+
+    def cut(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """float32 [height, width, ...], 8 bits in [0, 1]."""
+        part = _unit(_window(self.image, *self.window(top, left, height, width)))
+        if part.shape[:2] == (height, width):
+            return part
+        return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA).clip(0, 1)  # rounding leaves the range
+
+    def whole(self) -> np.ndarray:
+        return self.cut(0, 0, *self.shape)
+
+
+def _draw_factor(span: tuple[float, float], least: float, rng: np.random.Generator) -> float:
+    """A factor in the span, as far as it leaves at least `least` of the photo's shorter side."""
+    if span[1] == 1 == span[0]:
+        return 1.0
+    return float(rng.uniform(max(span[0], min(least, span[1])), span[1]))
 
 
 class _ArrayCache:
@@ -274,13 +340,14 @@ def _check_match(path: Path, image: np.ndarray, clean: np.ndarray) -> None:
 
 
 def _label(source: Source, num_tasks: int, mixtures: bool) -> torch.Tensor:
-    if max(source.labels) >= num_tasks:
-        raise InputError(
-            f"{source.name}: label {max(source.labels)} of {num_tasks} tasks; accepted: 0 to {num_tasks - 1}"
-        )
+    highest = max((*source.labels, *source.optional), default=0)
+    if highest >= num_tasks:
+        raise InputError(f"{source.name}: label {highest} of {num_tasks} tasks; accepted: 0 to {num_tasks - 1}")
     if mixtures:
-        return torch.zeros(num_tasks).index_fill_(0, torch.tensor(source.labels), 1)
-    if len(source.labels) > 1:
+        label = torch.zeros(num_tasks)
+        label[list(source.labels)], label[list(source.optional)] = 1, 0.5
+        return label
+    if len(source.labels) != 1 or source.optional:
         raise InputError(f"{source.name}: {len(source.labels)} labels; accepted: one, unless training on mixtures")
     return torch.tensor(source.labels[0])
 
@@ -294,7 +361,7 @@ def _window(image: np.ndarray, top: int, left: int, height: int, width: int) -> 
 
 
 def _unit(image: np.ndarray) -> np.ndarray:
-    return image.astype(np.float32) / np.float32(255)
+    return image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
 
 
 def _tensor(image: np.ndarray) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 Each is a frozen dataclass of ranges. Called with a photo and a random generator it draws its parameters and gives the
 degraded photo: the same photo and generator state give the same bits. Lengths are in pixels, whatever the size of the
-photo. A spec names one in text: `noise:sigma=25`, `haze:beta=0.6..1.8`, `lowlight+rain+haze`.
+photo. A spec names one in text: `noise:sigma=25`, `haze:beta=0.6..1.8`, `lowlight+rain+haze`. docs/degradations.md
+shows each of them.
 """
 
 from __future__ import annotations
@@ -22,8 +23,15 @@ Range = tuple[float, float]
 """Lowest and highest value; one between them is drawn for each photo."""
 
 
+class Span(NamedTuple):
+    """A range, for a field that else holds a list of values."""
+
+    low: float
+    high: float
+
+
 class Limits(NamedTuple):
-    """What a field accepts: a range within [least, most]; with `choices` a list of values of which one is drawn."""
+    """What a field accepts: a range within [least, most]; with `choices` also a list, a value of which is drawn."""
 
     least: float
     most: float
@@ -32,19 +40,25 @@ class Limits(NamedTuple):
     def format(self, values: tuple[float, ...]) -> str:
         if len(set(values)) == 1:
             return f"{values[0]:.12g}"
-        return ("/" if self.choices else "..").join(f"{value:.12g}" for value in values)
+        return ("/" if self._is_list(values) else "..").join(f"{value:.12g}" for value in values)
 
     def parse(self, text: str) -> tuple[float, ...]:
-        values = tuple(map(float, text.split("/" if self.choices else "..")))
-        return values * 2 if len(values) == 1 and not self.choices else values
+        if self.choices and ".." not in text:
+            return tuple(map(float, text.split("/")))
+        values = tuple(map(float, text.split("..")))
+        values = values * 2 if len(values) == 1 else values
+        return Span(*values) if self.choices and len(values) == 2 else values
 
     def accept(self, values: tuple[float, ...]) -> bool:
-        ordered = self.choices or (len(values) == 2 and values[0] <= values[1])
+        ordered = self._is_list(values) or (len(values) == 2 and values[0] <= values[1])
         return ordered and bool(values) and all(self.least <= value <= self.most for value in values)
 
+    def _is_list(self, values: tuple[float, ...]) -> bool:
+        return self.choices and not isinstance(values, Span)
+
     def __str__(self) -> str:
-        accepted = "numbers a/b/c" if self.choices else "a number or a range low..high"
-        return f"{accepted} within [{self.least:g}, {self.most:g}]"
+        accepted = "numbers a/b/c" if self.choices else "a number"
+        return f"{accepted} or a range low..high within [{self.least:g}, {self.most:g}]"
 
 
 @dataclass(frozen=True)
@@ -132,17 +146,43 @@ class Mixture(Degradation):
 
 @dataclass(frozen=True)
 class Noise(Degradation):
-    """White Gaussian noise of one of the standard deviations `sigma`, on the scale 0 to 255.
+    """Noise of the standard deviation `sigma`, on the scale 0 to 255. By default it is white and Gaussian.
 
     As in AirNet and PromptIR the noisy values are clipped and cut down to whole numbers, so results compare.
+    sigma: a list of values, one of which is drawn, or a range. The rest makes it what cameras and films give.
+    grain: diameter of a grain in pixels; 1 is white noise. signal: share of the variance that grows with the brightness
+    (shot noise), the rest is the same everywhere (read noise). imbalance: by how much it may be weaker in one colour.
+    grey: share of the variance that all colours have in common. `sigma` is the deviation at middle grey.
     """
 
     name: ClassVar[str] = "noise"
     sigma: Annotated[tuple[float, ...], Limits(0, 255, choices=True)] = (15, 25, 50)
+    grain: Annotated[Range, Limits(1, 16)] = (1, 1)
+    signal: Annotated[Range, Limits(0, 1)] = (0, 0)
+    imbalance: Annotated[Range, Limits(0, 1)] = (0, 0)
+    grey: Annotated[Range, Limits(0, 1)] = (0, 0)
 
     def apply(self, photo: np.ndarray, rng: np.random.Generator, depth: np.ndarray | None) -> np.ndarray:
-        sigma = np.float32(self.sigma[rng.integers(len(self.sigma))])
-        noisy = np.rint(photo * 255) + sigma * rng.standard_normal(photo.shape, np.float32)
+        if isinstance(self.sigma, Span):
+            sigma = np.float32(rng.uniform(*self.sigma))
+        else:
+            sigma = np.float32(self.sigma[rng.integers(len(self.sigma))])
+        noise = rng.standard_normal(photo.shape, np.float32)
+        # A field that is off draws nothing, so that plain noise stays the same bits whatever is added here.
+        if self.grey[1] > 0:
+            share = np.float32(rng.uniform(*self.grey))
+            common = rng.standard_normal((*photo.shape[:2], 1), np.float32)
+            noise = np.sqrt(1 - share) * noise + np.sqrt(share) * common
+        if self.grain[1] > 1:
+            noise = _coarser(noise, rng.uniform(*self.grain))
+        if self.imbalance[1] > 0:
+            weaker = np.ones(3, np.float32)
+            weaker[rng.integers(3)] -= np.float32(rng.uniform(*self.imbalance))
+            noise = noise * weaker
+        if self.signal[1] > 0:
+            share = np.float32(rng.uniform(*self.signal))
+            noise = noise * np.sqrt(1 - share + share * 2 * photo)
+        noisy = np.rint(photo * 255) + sigma * noise
         return np.floor(np.clip(noisy, 0, 255)) / np.float32(255)
 
 
@@ -277,7 +317,64 @@ class Snow(Degradation):
         return white + (photo - white) * clear[..., None]
 
 
-DEGRADATIONS: dict[str, type[Degradation]] = {kind.name: kind for kind in (Noise, Rain, Haze, Blur, LowLight, Snow)}
+@dataclass(frozen=True)
+class Jpeg(Degradation):
+    """JPEG compression, as libjpeg does it.
+
+    quality: libjpeg's, 1 to 100. halved: share of the photos whose colours are halved in both directions (4:2:0), as
+    cameras, phones and sites do; the others keep them (4:4:4). chance: share of the photos that are compressed at all.
+    """
+
+    name: ClassVar[str] = "jpeg"
+    quality: Annotated[Range, Limits(1, 100)] = (10, 60)
+    halved: Annotated[Range, Limits(0, 1)] = (0.8, 0.8)
+    chance: Annotated[Range, Limits(0, 1)] = (1, 1)
+
+    @property
+    def margin(self) -> int:
+        return 16  # the largest block of pixels that is coded together
+
+    def apply(self, photo: np.ndarray, rng: np.random.Generator, depth: np.ndarray | None) -> np.ndarray:
+        quality, halved = round(rng.uniform(*self.quality)), rng.random() < rng.uniform(*self.halved)
+        if rng.random() >= rng.uniform(*self.chance):
+            return photo
+        sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420 if halved else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444
+        how = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+        pixels = np.rint(photo * 255).astype(np.uint8)
+        _, code = cv2.imencode(".jpg", np.ascontiguousarray(pixels[..., ::-1]), how)
+        decoded = cv2.imdecode(code, cv2.IMREAD_COLOR)
+        assert decoded is not None
+        return decoded[..., ::-1].astype(np.float32) / 255
+
+
+@dataclass(frozen=True)
+class Resize(Degradation):
+    """What a site does to photos: reduced by `factor`, and enlarged to the size it had.
+
+    chance: share of the photos that are resized at all. It is meant to follow another degradation, whose noise it makes
+    coarser and whose JPEG blocks it shifts.
+    """
+
+    name: ClassVar[str] = "resize"
+    factor: Annotated[Range, Limits(0.05, 1)] = (0.6, 0.95)
+    chance: Annotated[Range, Limits(0, 1)] = (1, 1)
+
+    @property
+    def margin(self) -> int:
+        return math.ceil(4 / self.factor[0])
+
+    def apply(self, photo: np.ndarray, rng: np.random.Generator, depth: np.ndarray | None) -> np.ndarray:
+        factor = rng.uniform(*self.factor)
+        if rng.random() >= rng.uniform(*self.chance):
+            return photo
+        height, width = photo.shape[:2]
+        size = (max(1, round(width * factor)), max(1, round(height * factor)))
+        reduced = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+        return cv2.resize(reduced, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+KINDS = (Noise, Rain, Haze, Blur, LowLight, Snow, Jpeg, Resize)
+DEGRADATIONS: dict[str, type[Degradation]] = {kind.name: kind for kind in KINDS}
 
 TASK_DEGRADATIONS = {
     "denoise": "noise",
@@ -286,6 +383,7 @@ TASK_DEGRADATIONS = {
     "deblur": "blur",
     "lowlight": "lowlight",
     "desnow": "snow",
+    "dejpeg": "jpeg",
 }
 """The degradation that a task undoes."""
 
@@ -308,7 +406,7 @@ CDD11: dict[str, Degradation] = _cdd11()
 def parse_degradation(spec: str) -> Degradation:
     """The degradation that a text names: `NAME[:FIELD=VALUE,...]`, several joined by `+` in order, or `cdd11:CLASS`.
 
-    VALUE is a number, a range `low..high`, or for the noise's sigma several numbers `a/b/c` of which one is drawn.
+    VALUE is a number, a range `low..high`, or for the noise's sigma also numbers `a/b/c`, one of which is drawn.
     Raises InputError for unknown names and values that do not fit.
     """
     parts = tuple(_parse_part(part.strip()) for part in spec.split("+"))
@@ -417,6 +515,15 @@ def _flake(radius: float, fall: float, angle: float, rng: np.random.Generator) -
         outline = radius * (1 + sum(0.12 * np.sin((k + 2) * turn + phase) for k, phase in enumerate(phases)))
         flake += 1 / (1 + np.exp(np.clip((np.hypot(shifted_x, shifted_y) - outline) / (0.25 * radius), -30, 30)))
     return (flake / flake.max()).astype(np.float32)
+
+
+def _coarser(noise: np.ndarray, grain: float) -> np.ndarray:
+    """White noise [H, W, 3] smoothed to grains of this diameter in pixels, with the same deviation."""
+    spread = max(math.sqrt(grain**2 - 1) / 2.355, 0.1)  # a pixel is one wide itself
+    reach = math.ceil(3 * spread)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / spread) ** 2)
+    kernel /= np.sqrt((kernel**2).sum())  # keeps the variance of white noise
+    return cv2.sepFilter2D(noise, -1, kernel, kernel, borderType=cv2.BORDER_REFLECT)
 
 
 def _log_uniform(rng: np.random.Generator, span: Range) -> float:

@@ -19,7 +19,8 @@ class EpochSampler(Sampler[list[Key]]):
     comes at least once among those: where one is missing, a sample that is not the only one of its task makes way.
 
     An epoch shows each pair of each source `repeat` times in an order of its own and drops what does not fill a batch.
-    With `steps` it is that many batches instead, with equal chances for each task (each set of labels, for mixtures).
+    With `steps` it is that many batches instead, with equal chances for each task (each set of labels, for mixtures);
+    where sources name a `share`, each comes as often as its share of their sum (1 where it names none).
     Iteration starts at the position last set and goes to the end of that epoch; it does not move the position. Of
     several processes (`r2r.ranks`) each gets its share of what is restored and of what builds the bank.
     Raises InputError, with `bank`, for a batch too small to hold every task in its second half, and for a task without
@@ -99,7 +100,11 @@ class EpochSampler(Sampler[list[Key]]):
         return np.random.default_rng([self.seed, epoch]).permutation(np.stack([source, pair], axis=1))
 
     def _balanced_chances(self) -> np.ndarray:
-        """The chance of each source when each set of labels is equally likely; sources of one set share by samples."""
+        """The chance of each source: by their shares, or such that each set of labels is equally likely; sources of one
+        set then share by samples."""
+        if any(source.share is not None for source in self.sources):
+            shares = np.array([1.0 if source.share is None else source.share for source in self.sources])
+            return shares / shares.sum()
         chances = self._shown.astype(np.float64)
         for labels in {source.labels for source in self.sources}:
             same = np.array([source.labels == labels for source in self.sources])

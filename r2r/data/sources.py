@@ -13,16 +13,19 @@ from r2r.data.layouts import LAYOUTS
 from r2r.errors import InputError
 
 KEYS = ("name", "task", "pairs", "clean", "layout", "root", "names", "class", "degradation", "sigma", "depth",
-        "depth_encoding", "repeat")  # fmt: skip
+        "depth_encoding", "repeat", "optional", "share", "reduce")  # fmt: skip
 
 
 def build_source(entry: Mapping[str, Any], tasks: Sequence[str]) -> Source:
     """A source from its keys.
 
-    task: one name, or several for a mixture. The photos are one of: pairs, a folder `{degraded,clean}/NAME.*`; clean, a
+    task: one name, several for a mixture, or `[]` for photos with nothing wrong; optional: tasks that may be found as
+    well. The photos are one of: pairs, a folder `{degraded,clean}/NAME.*`; clean, a
     folder of clean photos, degraded as `degradation` (a spec) or `sigma` (a level or several) says, else as the task
     suggests; layout, a published one, with its root (and `names`, a list file, or `class`, one of CDD-11's). depth: a
-    folder of depth maps for clean photos, in `depth_encoding`. repeat: how often an epoch shows each image.
+    folder of depth maps for clean photos, in `depth_encoding`. repeat: how often an epoch shows each image; share: how
+    often training draws from this source, relative to others. reduce: a factor, or a range `low..high`, by which photos
+    are reduced first.
     Raises InputError that names the key.
     """
     unknown = [key for key in entry if key not in KEYS]
@@ -31,33 +34,71 @@ def build_source(entry: Mapping[str, Any], tasks: Sequence[str]) -> Source:
     given = [key for key in ("pairs", "clean", "layout") if entry.get(key)]
     if len(given) != 1:
         raise InputError(f"a data source needs one of pairs, clean and layout, got {' and '.join(given) or 'none'}")
-    named = entry.get("task")
-    names = [named] if isinstance(named, str) else list(named or ())
-    for name in names:
+    names, optional = _names(entry, "task"), _names(entry, "optional")
+    for name in (*names, *optional):
         if name not in tasks:
             raise InputError(f"unknown task {name!r} in a data source; the run's tasks are {', '.join(tasks)}")
-    if not names:
-        raise InputError(f"a data source needs a task; the run's tasks are {', '.join(tasks)}")
+    if entry.get("task") is None:
+        raise InputError(
+            f"a data source needs a task; the run's tasks are {', '.join(tasks)}, [] where nothing is wrong"
+        )
 
     degradation = None
     if given == ["pairs"]:
-        pairs = paired_folder(entry["pairs"])
+        pairs = [pair for folder in _names(entry, "pairs") for pair in paired_folder(folder)]
     elif given == ["layout"]:
         pairs = _layout(entry)
     else:
-        pairs = clean_folder(entry["clean"], entry.get("depth"))
+        folders = _names(entry, "clean")
+        if entry.get("depth") and len(folders) > 1:
+            raise InputError("depth goes with one folder of clean photos")
+        pairs = [pair for folder in folders for pair in clean_folder(folder, entry.get("depth"))]
     if all(pair.degraded is None for pair in pairs):
         degradation = parse_degradation(_spec(entry, names))
     elif entry.get("degradation") or entry.get("sigma"):
         raise InputError("degradation and sigma go with clean photos; these are degraded already")
     return Source(
-        name=str(entry.get("name") or "+".join(names)),
+        name=str(entry.get("name") or "+".join(names) or "clean"),
         labels=tuple(tasks.index(name) for name in names),
         pairs=tuple(pairs),
         degradation=degradation,
         repeat=int(entry.get("repeat", 1)),
         depth_encoding=str(entry.get("depth_encoding", "distance")),
+        optional=tuple(tasks.index(name) for name in optional),
+        share=_number(entry, "share"),
+        reduce=_span(entry, "reduce"),
     )
+
+
+def anchor(entry: Any, folder: Path) -> None:
+    """Make the relative folders of a data source, or an evaluation set, start at `folder`."""
+    for key in ("clean", "pairs", "root", "depth"):
+        given = entry.get(key) if isinstance(entry, dict) else None
+        if isinstance(given, str):
+            entry[key] = str(folder / Path(given).expanduser())
+        elif isinstance(given, list):
+            entry[key] = [str(folder / Path(one).expanduser()) for one in given]
+
+
+def _names(entry: Mapping[str, Any], key: str) -> list[str]:
+    named = entry.get(key)
+    return [str(named)] if isinstance(named, str | Path) else list(named or ())
+
+
+def _number(entry: Mapping[str, Any], key: str) -> float | None:
+    value = entry.get(key)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise InputError(f"{key} is {value!r} in a data source; accepted: a number")
+
+
+def _span(entry: Mapping[str, Any], key: str) -> tuple[float, float]:
+    text = str(entry.get(key, 1))
+    low, _, high = text.partition("..")
+    try:
+        return float(low), float(high or low)
+    except ValueError:
+        raise InputError(f"{key} is {text!r} in a data source; accepted: a number or low..high") from None
 
 
 def _spec(entry: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -68,6 +109,8 @@ def _spec(entry: Mapping[str, Any], names: Sequence[str]) -> str:
         return f"noise:sigma={'/'.join(map(str, sigma if isinstance(sigma, list | tuple) else [sigma]))}"
     if entry.get("degradation"):
         return str(entry["degradation"])
+    if not names:
+        return "jpeg:quality=100,chance=0"  # nothing is wrong with them
     unknown = [name for name in names if name not in TASK_DEGRADATIONS]
     if unknown:
         raise InputError(f"how to degrade clean photos for the task {unknown[0]!r} is not known; name a degradation")

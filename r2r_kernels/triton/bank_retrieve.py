@@ -18,16 +18,18 @@ from torch import Tensor
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
 
-CANDIDATES = [
-    {"BD": bd, "BS": bs, "num_warps": warps}
-    for bd, bs, warps in ((64, 64, 4), (128, 64, 4), (128, 32, 4), (256, 32, 8))
-]
-CANDIDATES_KEYS = [{"BN": bn, "BD": bd, "num_warps": w} for bn, bd, w in ((1, 1024, 4), (4, 1024, 4), (8, 512, 4))]
+CANDIDATES: dict[str, list[Config]] = {
+    "gather": [
+        {"BD": bd, "BS": bs, "num_warps": warps}
+        for bd, bs, warps in ((64, 64, 4), (128, 64, 4), (128, 32, 4), (256, 32, 8))
+    ],
+    "similarities": [{"BN": bn, "BD": bd, "num_warps": w} for bn, bd, w in ((1, 1024, 4), (4, 1024, 4), (8, 512, 4))],
+}
 
 MODES = {"hard": 0, "multi": 1, "soft": 2}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number", "slots", "total"])
 def _similarities(
     query_ptr, keys_ptr, counts_ptr, scale_ptr, out_ptr, number, slots, depth, total, BN: tl.constexpr, BD: tl.constexpr
 ):
@@ -53,7 +55,7 @@ def _similarities(
     tl.store(out_ptr + n.to(tl.int64) * total + key, similarity, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tasks", "slots"])
 def _select(
     similarity_ptr,
     counts_ptr,
@@ -75,11 +77,7 @@ def _select(
     offsets = n * tasks * slots + t[:, None] * slots + s[None, :]
     similarity = tl.load(similarity_ptr + offsets, mask=used, other=float("-inf"))
 
-    # The mean of the k largest of each task, k the smallest count: of all of them where the counts agree.
-    smallest = tl.min(tl.where(counts > 0, counts, slots), 0)
-    largest = tl.sort(similarity, 1, descending=True)
-    among = (s < smallest)[None, :] & (counts > 0)[:, None]
-    scores = tl.sum(tl.where(among, largest, 0.0), 1) / smallest
+    scores = tl.sum(tl.where(used, similarity, 0.0), 1) / tl.maximum(counts, 1)
     scores = tl.where(counts > 0, scores, float("-inf"))
     tl.store(scores_ptr + n * tasks + t, scores, mask=t < tasks)
 
@@ -105,7 +103,7 @@ def _select(
     tl.store(similarity_ptr + offsets, weights, mask=(t < tasks)[:, None] & (s < slots)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number", "tasks", "slots"])
 def _gather(
     values_ptr,
     weights_ptr,

@@ -1,8 +1,8 @@
 """Launch configurations: tile sizes and warps of each kernel, from `r2r_kernels/configs/<architecture>.json`.
 
 A file maps kernel -> "half" | "float32" -> upper bound of the channels ("32", "64", ... or "more") -> the keyword
-arguments of the launch. `default.json` is complete; a file named after an architecture ("sm_90", "gfx942") replaces
-what it names of it. Nothing is tuned while a program runs.
+arguments of the launch, or upper bound of the pixels of all images -> these. `default.json` is complete; a file named
+after an architecture ("sm_90", "gfx942") replaces what it names of it. Nothing is tuned while a program runs.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 Config = dict[str, int]
+Entry = Config | dict[str, Config]  # of some channels: for all sizes, or by pixels
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 
@@ -29,7 +31,7 @@ def architecture(device: torch.device) -> str:
 
 
 @functools.cache
-def table(arch: str) -> dict[str, dict[str, dict[str, Config]]]:
+def table(arch: str) -> dict[str, dict[str, dict[str, Entry]]]:
     """All configurations for an architecture."""
     kernels = json.loads((FOLDER / "default.json").read_text())
     own = FOLDER / f"{arch}.json"
@@ -39,23 +41,33 @@ def table(arch: str) -> dict[str, dict[str, dict[str, Config]]]:
     return kernels
 
 
+def within(bounded: dict[str, Any], number: int) -> Any:
+    """What stands at the first bound that is not below the number; None where all are."""
+    return next((value for bound, value in bounded.items() if bound == "more" or number <= int(bound)), None)
+
+
+def by_pixels(entry: Entry) -> dict[str, Config]:
+    """An entry as bound of the pixels -> configuration."""
+    config: Any = entry
+    return config if any(isinstance(value, dict) for value in config.values()) else {"more": config}
+
+
 @functools.cache
-def _lookup(kernel: str, channels: int, size: str, arch: str) -> Config | None:
-    bounded = table(arch)[kernel].get(size, {})
-    for bound, config in bounded.items():
-        if bound == "more" or channels <= int(bound):
-            return config
-    return None
+def _bounds(kernel: str, channels: int, size: str, arch: str) -> dict[str, Config]:
+    entry = within(table(arch)[kernel].get(size, {}), channels)
+    return {} if entry is None else by_pixels(entry)
 
 
-def lookup(kernel: str, channels: int, x: torch.Tensor) -> Config | None:
-    """The configuration of a kernel for that many channels and the dtype and device of x; None where it has none."""
+def lookup(kernel: str, channels: int, x: torch.Tensor, pixels: int) -> Config | None:
+    """The configuration of a kernel for that many channels and pixels and the dtype and device of x; None where it has
+    none."""
     size = "float32" if x.dtype == torch.float32 else "half"
-    return _lookup(kernel, channels, size, architecture(x.device))
+    found: Config | None = within(_bounds(kernel, channels, size, architecture(x.device)), pixels)
+    return found
 
 
-def require(kernel: str, channels: int, x: torch.Tensor) -> Config:
-    """As `lookup`, for kernels that take any number of channels."""
-    config = lookup(kernel, channels, x)
+def require(kernel: str, channels: int, x: torch.Tensor, pixels: int = 0) -> Config:
+    """As `lookup`, for kernels that take any number of channels; `pixels` where their entries differ by it."""
+    config = lookup(kernel, channels, x, pixels)
     assert config is not None, kernel
     return config

@@ -21,11 +21,12 @@ from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
 from r2r_kernels.triton.layout import as_images, as_rows
 
-CANDIDATES = [
+_STRIPS: list[Config] = [
     {"BW": bw, "BH": bh, "rows": rows, "num_warps": warps}
     for bw, bh, warps in ((8, 32, 2), (16, 32, 4), (32, 32, 8), (8, 64, 4), (16, 64, 8), (16, 16, 2), (32, 16, 4))
-    for rows in (7, 16)
+    for rows in (4, 7, 16)
 ]
+CANDIDATES = {"forward": _STRIPS, "gate_backward": _STRIPS, "depthwise_backward": _STRIPS}
 
 
 @triton.jit
@@ -61,27 +62,37 @@ def _taps(w_ptr, hid, exists, stride: tl.constexpr, FLIP: tl.constexpr):
 
 
 @triton.jit
-def _row(x_ptr, row, w, hid, exists, H, W, stride: tl.constexpr):
-    # One row of x at the columns left of, at and right of each column of the strip; zero outside of the image.
+def _row(x_ptr, row, end, w, hid, exists, W, stride: tl.constexpr):
+    # One row of x, as it is stored, at the columns left of, at and right of each column of the strip; zero outside of
+    # the image and from row `end` on.
     line = x_ptr + row.to(tl.int64) * W * stride
     offsets = w[:, None] * stride + hid[None, :]
-    here = (row >= 0) & (row < H)
+    here = (row >= 0) & (row < end)
     left = tl.load(line + (offsets - stride), mask=(here & (w > 0) & (w <= W))[:, None] & exists[None, :], other=0.0)
     middle = tl.load(line + offsets, mask=(here & (w < W))[:, None] & exists[None, :], other=0.0)
     right = tl.load(line + (offsets + stride), mask=(here & (w < W - 1))[:, None] & exists[None, :], other=0.0)
-    return left.to(tl.float32), middle.to(tl.float32), right.to(tl.float32)
+    return left, middle, right
 
 
 @triton.jit
-def _add(prev, cur, x, t):
-    # The row x completes the output row above it, continues its own and begins the one below.
-    left, middle, right = x
+def _middle(x_ptr, row, top, last, w, hid, exists, W, stride: tl.constexpr):
+    # One row of x at the columns of the strip, as it is stored; zero outside of rows top to last - 1.
+    mask = ((w < W) & (row >= top) & (row < last))[:, None] & exists[None, :]
+    return tl.load(x_ptr + row.to(tl.int64) * W * stride + (w[:, None] * stride + hid[None, :]), mask=mask, other=0.0)
+
+
+@triton.jit
+def _add(prev, cur, left, middle, right, t):
+    # The row (left, middle, right) completes the output row above it, continues its own and begins the one below.
+    left = left.to(tl.float32)
+    middle = middle.to(tl.float32)
+    right = right.to(tl.float32)
     prev += left * t[6] + middle * t[7] + right * t[8]
     cur += left * t[3] + middle * t[4] + right * t[5]
     return prev, cur, left * t[0] + middle * t[1] + right * t[2]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "W", "rows"])
 def _forward(
     x_ptr,
     w_ptr,
@@ -109,14 +120,20 @@ def _forward(
     cur_a = tl.zeros((BW, BH), tl.float32)
     cur_b = tl.zeros((BW, BH), tl.float32)
     pooled = tl.zeros((BW, BH), tl.float32)
-    # Three rows a turn: after three the sliding rows are in their first registers again, and nothing is moved.
+    end = tl.minimum(H, top + rows + 1)
+    al, am, ar = _row(x_ptr, top - 1, end, w, hid, exists, W, 2 * HALF)
+    bl, bm, br = _row(x_ptr + HALF, top - 1, end, w, hid, exists, W, 2 * HALF)
+    # Three rows a turn: after three the sliding rows are in their first registers again, and nothing is moved. The next
+    # row is asked for before this one is worked on, so that a warp has two rows under way.
     for i in range(0, rows + 2, 3):
         for k in tl.static_range(3):
             row = top + i + k - 1
-            a = _row(x_ptr, row, w, hid, exists, H, W, 2 * HALF)
-            b = _row(x_ptr + HALF, row, w, hid, exists, H, W, 2 * HALF)
-            prev_a, cur_a, next_a = _add(prev_a, cur_a, a, ta)
-            prev_b, cur_b, next_b = _add(prev_b, cur_b, b, tb)
+            a0, a1, a2 = _row(x_ptr, row + 1, end, w, hid, exists, W, 2 * HALF)
+            b0, b1, b2 = _row(x_ptr + HALF, row + 1, end, w, hid, exists, W, 2 * HALF)
+            prev_a, cur_a, next_a = _add(prev_a, cur_a, al, am, ar, ta)
+            prev_b, cur_b, next_b = _add(prev_b, cur_b, bl, bm, br, tb)
+            al, am, ar = a0, a1, a2
+            bl, bm, br = b0, b1, b2
             done = row - 1
             inside = (w < W) & (done >= top) & (done < tl.minimum(top + rows, H))
             gated = tl.where(inside[:, None], (prev_a + ba) * (prev_b + bb), 0.0)
@@ -130,7 +147,7 @@ def _forward(
     tl.store(pool_ptr + part.to(tl.int64) * HALF + hid, tl.sum(pooled, 0), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "W", "rows"])
 def _gate_backward(
     dy_ptr,
     scale_ptr,
@@ -163,13 +180,18 @@ def _gate_backward(
     prev_b = tl.zeros((BW, BH), tl.float32)
     cur_a = tl.zeros((BW, BH), tl.float32)
     cur_b = tl.zeros((BW, BH), tl.float32)
+    end = tl.minimum(H, top + rows + 1)
+    al, am, ar = _row(x_ptr, top - 1, end, w, hid, exists, W, 2 * HALF)
+    bl, bm, br = _row(x_ptr + HALF, top - 1, end, w, hid, exists, W, 2 * HALF)
     for i in range(0, rows + 2, 3):
         for k in tl.static_range(3):
             row = top + i + k - 1
-            a = _row(x_ptr, row, w, hid, exists, H, W, 2 * HALF)
-            b = _row(x_ptr + HALF, row, w, hid, exists, H, W, 2 * HALF)
-            prev_a, cur_a, next_a = _add(prev_a, cur_a, a, ta)
-            prev_b, cur_b, next_b = _add(prev_b, cur_b, b, tb)
+            a0, a1, a2 = _row(x_ptr, row + 1, end, w, hid, exists, W, 2 * HALF)
+            b0, b1, b2 = _row(x_ptr + HALF, row + 1, end, w, hid, exists, W, 2 * HALF)
+            prev_a, cur_a, next_a = _add(prev_a, cur_a, al, am, ar, ta)
+            prev_b, cur_b, next_b = _add(prev_b, cur_b, bl, bm, br, tb)
+            al, am, ar = a0, a1, a2
+            bl, bm, br = b0, b1, b2
             done = row - 1
             inside = (w < W) & (done >= top) & (done < tl.minimum(top + rows, H))
             mask = inside[:, None] & exists[None, :]
@@ -185,7 +207,7 @@ def _gate_backward(
             cur_b = next_b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "W", "rows"])
 def _depthwise_backward(
     du_ptr,
     x_ptr,
@@ -226,16 +248,21 @@ def _depthwise_backward(
     d7 = zero
     d8 = zero
     dbias = zero
+    # x at rows of this strip only: each pixel of x is counted by one program.
+    last = tl.minimum(H, top + rows)
+    end = tl.minimum(H, top + rows + 1)
+    dl, dm, dr = _row(du_ptr, top - 1, end, w, hid, exists, W, 2 * HALF)
+    x_raw = _middle(x_ptr, top, top, last, w, hid, exists, W, 2 * HALF)
+    offsets = w[:, None] * 2 * HALF + hid[None, :]
     for i in range(0, rows + 2, 3):
         for k in tl.static_range(3):
             row = top + i + k - 1
-            du = _row(du_ptr, row, w, hid, exists, H, W, 2 * HALF)
-            left, middle, right = du
-            # x at rows of this strip only: each pixel of x is counted by one program.
-            below = row + 1
-            mask = ((w < W) & (below >= top) & (below < tl.minimum(top + rows, H)))[:, None] & exists[None, :]
-            offsets = w[:, None] * 2 * HALF + hid[None, :]
-            x_next = tl.load(x_ptr + below.to(tl.int64) * W * 2 * HALF + offsets, mask=mask, other=0.0).to(tl.float32)
+            n0, n1, n2 = _row(du_ptr, row + 1, end, w, hid, exists, W, 2 * HALF)
+            x_after = _middle(x_ptr, row + 2, top, last, w, hid, exists, W, 2 * HALF)
+            x_next = x_raw.to(tl.float32)
+            left = dl.to(tl.float32)
+            middle = dm.to(tl.float32)
+            right = dr.to(tl.float32)
             # x one row below du is its tap ky = 2, x above it ky = 0; du to the right of x is kx = 0.
             d0 += right * x_prev
             d1 += middle * x_prev
@@ -247,7 +274,7 @@ def _depthwise_backward(
             d7 += middle * x_next
             d8 += left * x_next
             dbias += tl.where((row >= top) & (row < top + rows), middle, 0.0)
-            prev, cur, after = _add(prev, cur, du, t)
+            prev, cur, after = _add(prev, cur, left, middle, right, t)
             done = row - 1
             inside = (w < W) & (done >= top) & (done < tl.minimum(top + rows, H))
             out = dx_ptr + done.to(tl.int64) * W * 2 * HALF + offsets
@@ -256,6 +283,8 @@ def _depthwise_backward(
             cur = after
             x_prev = x_cur
             x_cur = x_next
+            x_raw = x_after
+            dl, dm, dr = n0, n1, n2
     partial = partial_ptr + part.to(tl.int64) * 20 * HALF + half * HALF + hid
     tl.store(partial, tl.sum(d0, 0), mask=exists)
     tl.store(partial + 2 * HALF, tl.sum(d1, 0), mask=exists)
@@ -287,7 +316,7 @@ def on_rows(rows: Tensor, taps: Tensor, bias: Tensor, config: Config | None = No
     partial sums for its mean float32 [N, parts, C]."""
     images, height, width, channels = rows.shape
     half = channels // 2
-    config = config or configs.require("depthwise_gate.forward", half, rows)
+    config = config or configs.require("depthwise_gate.forward", half, rows, images * height * width)
     strip, parts, tiling = _strips(rows.shape, config)
     gated = rows.new_empty((images, height, width, half))
     pool = torch.empty((images, parts, half), dtype=torch.float32, device=rows.device)
@@ -317,8 +346,10 @@ def backward_on_rows(
     images, height, width, channels = rows.shape
     half = channels // 2
     wide = len(bias) // 2
-    config = config or configs.require("depthwise_gate.gate_backward", half, rows)
-    config_depthwise = config_depthwise or configs.require("depthwise_gate.depthwise_backward", half, rows)
+    config = config or configs.require("depthwise_gate.gate_backward", half, rows, images * height * width)
+    config_depthwise = config_depthwise or configs.require(
+        "depthwise_gate.depthwise_backward", half, rows, images * height * width
+    )
     du = torch.empty_like(rows)
     drows = torch.empty_like(rows)
     strip, parts, tiling = _strips(rows.shape, config)

@@ -21,7 +21,10 @@ from r2r_kernels.triton.layout import is_channels_last, memory_format
 # Programs of backward: several for each multiprocessor of any GPU, few enough that their partial sums cost nothing.
 PROGRAMS = 1024
 
-CANDIDATES = [{"elements": e, "num_warps": w} for e, w in ((1024, 1), (2048, 2), (2048, 4), (4096, 4), (8192, 8))]
+_TILES: list[Config] = [
+    {"elements": e, "num_warps": w} for e, w in ((1024, 1), (2048, 2), (2048, 4), (4096, 4), (8192, 8))
+]
+CANDIDATES = {"forward": _TILES, "backward": _TILES}
 
 
 @triton.jit
@@ -71,7 +74,7 @@ def _forward(
     tl.store(rstd_ptr + stats, rstd, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _backward(
     dy_ptr,
     x_ptr,

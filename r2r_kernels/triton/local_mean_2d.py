@@ -20,7 +20,9 @@ from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
 from r2r_kernels.triton.layout import as_images, as_rows
 
-CANDIDATES = [{"BI": bi, "num_warps": warps} for bi, warps in ((128, 1), (256, 2), (256, 4), (512, 4), (1024, 4))]
+CANDIDATES: dict[str, list[Config]] = {
+    "": [{"BI": bi, "num_warps": warps} for bi, warps in ((128, 1), (256, 2), (256, 4), (512, 4), (1024, 4))]
+}
 
 
 @triton.jit
@@ -37,7 +39,7 @@ def _bounds(i, length, window, BACKWARD: tl.constexpr):
     return begin, end
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "window", "steps"])
 def _running_sum(x_ptr, y_ptr, length, inner, window, steps, scale, BACKWARD: tl.constexpr, BI: tl.constexpr):
     blocks = tl.cdiv(inner, BI)
     segments = tl.cdiv(length, steps)

@@ -31,40 +31,44 @@ from r2r_kernels.triton.layout import as_images, as_rows
 from r2r_kernels.triton.products import precision, product
 
 # What a sweep may try, by kernel. Of the first half, configurations above 64 channels too: the default leaves those to
-# `norm_conv` and `depthwise_gate`, which do less arithmetic (docs/kernels.md).
+# `norm_conv` and `depthwise_gate`, which do less arithmetic (docs/kernels.md). Two stages fetch nothing ahead.
 CANDIDATES: dict[str, list[Config]] = {
     "first_half": [
         {"BW": bw, "BH": bh, "num_warps": warps, "num_stages": 2}
         for bw, bh, warps in ((32, 16, 4), (64, 16, 4), (64, 16, 8), (64, 32, 8), (128, 16, 8))
     ],
     "norm_conv": [
-        {"BM": bm, "BN": bn, "num_warps": warps, "num_stages": stages}
-        for bm, bn, warps in ((16, 16, 8), (32, 32, 4), (32, 32, 8), (64, 32, 4), (64, 64, 4), (128, 64, 8))
-        for stages in (2, 3)
+        {"BM": bm, "BN": bn, "SPLIT": split, "num_warps": warps, "num_stages": 3}
+        for bm, bn, warps in ((16, 64, 4), (32, 32, 4), (32, 64, 4), (64, 32, 8), (64, 64, 4), (128, 64, 8))
+        for split in (1, 2, 8)
     ],
     "attention": [{"BJ": bj, "BC": 64, "BP": 16, "num_warps": warps} for bj, warps in ((32, 4), (64, 4), (64, 8))],
     "second_half": [
-        {"BM": bm, "BH": bh, "num_warps": warps, "num_stages": stages}
+        {"BM": bm, "BH": bh, "ATTEND": attend, "num_warps": warps, "num_stages": stages}
         for bm, bh, warps in (
-            (16, 16, 8),
-            (32, 16, 8),
+            (16, 64, 8),
             (32, 32, 8),
+            (32, 64, 8),
             (64, 32, 4),
             (64, 32, 8),
             (128, 32, 4),
             (128, 32, 8),
         )
-        for stages in (2, 3)
+        for stages in (2, 3, 4)
+        for attend in (0, 1)
     ],
     "second_half_backward": [
-        {"BM": bm, "BH": bh, "num_warps": warps, "num_stages": 2}
+        {"BM": bm, "BH": bh, "num_warps": warps, "num_stages": stages}
         for bm, bh, warps in ((16, 16, 8), (32, 16, 8), (32, 32, 8), (64, 32, 4), (64, 32, 8))
+        for stages in (2, 3)
     ],
     "norm_conv_backward": [
         {"BM": bm, "BH": bh, "num_warps": warps, "num_stages": stages}
         for bm, bh, warps in ((16, 32, 8), (32, 32, 8), (64, 32, 4), (64, 32, 8), (128, 32, 8))
-        for stages in (2, 3)
+        for stages in (2, 3, 4)
     ],
+    "fold": [{"BJ": bj, "BC": bc, "num_warps": 4} for bj in (8, 16, 32) for bc in (64, 128, 256)],
+    "unfold": [{"BC": bc, "BJ": bj, "num_warps": 4} for bc in (8, 16, 32) for bj in (32, 64, 128)],
 }
 
 
@@ -113,9 +117,9 @@ def fold(params: NAFBlockParams, dtype: torch.dtype) -> FoldedParams:
         conv5=matrices[3].view(padded, -1),
         conv5_bias=bias5,
     )
-    config = configs.require("naf_block.fold", channels, matrices[0])
+    config = _fitting(configs.require("naf_block.fold", channels, matrices[0]), padded)
     with torch.cuda.device_of(matrices[0]):
-        _fold[(padded // config["BJ"],)](
+        _fold[(triton.cdiv(padded, config["BJ"]), 7)](
             p.norm1_weight, p.norm1_bias, p.conv1_weight, p.conv1_bias, folded.conv1, folded.conv1_bias,
             p.conv2_weight, p.conv2_bias, folded.taps, folded.conv2_bias,
             p.conv3_weight, p.conv3_bias, p.beta, folded.conv3, folded.conv3_bias,
@@ -127,61 +131,57 @@ def fold(params: NAFBlockParams, dtype: torch.dtype) -> FoldedParams:
 
 
 def unfold(grads: FoldedParams, params: NAFBlockParams) -> NAFBlockParams:
-    """The gradients of a block's parameters from float32 gradients of the folded ones (not padded: K = C)."""
-    p = NAFBlockParams(*(t.float() for t in params))
-    conv1, conv4 = grads.conv1.t(), grads.conv4.t()
-    conv3, conv5 = grads.conv3.t(), grads.conv5.t()
-    beta, gamma = p.beta.flatten(), p.gamma.flatten()
-    weight1, weight3, weight4, weight5 = (
-        w.flatten(1) for w in (p.conv1_weight, p.conv3_weight, p.conv4_weight, p.conv5_weight)
-    )
-    found = NAFBlockParams(
-        norm1_weight=(conv1 * weight1).sum(0),
-        norm1_bias=grads.conv1_bias @ weight1,
-        conv1_weight=conv1 * p.norm1_weight + torch.outer(grads.conv1_bias, p.norm1_bias),
-        conv1_bias=grads.conv1_bias,
-        conv2_weight=grads.taps.t(),
-        conv2_bias=grads.conv2_bias,
-        sca_weight=grads.sca,
-        sca_bias=grads.sca_bias,
-        conv3_weight=conv3 * beta[:, None],
-        conv3_bias=grads.conv3_bias * beta,
-        beta=(conv3 * weight3).sum(1) + grads.conv3_bias * p.conv3_bias,
-        norm2_weight=(conv4 * weight4).sum(0),
-        norm2_bias=grads.conv4_bias @ weight4,
-        conv4_weight=conv4 * p.norm2_weight + torch.outer(grads.conv4_bias, p.norm2_bias),
-        conv4_bias=grads.conv4_bias,
-        conv5_weight=conv5 * gamma[:, None],
-        conv5_bias=grads.conv5_bias * gamma,
-        gamma=(conv5 * weight5).sum(1) + grads.conv5_bias * p.conv5_bias,
-    )
-    return NAFBlockParams(*(g.reshape(t.shape).to(t.dtype) for g, t in zip(found, params, strict=True)))
+    """The gradients of a block's parameters from float32 gradients of the folded ones (not padded: K = C).
+
+    Two launches; sums in float32.
+    """
+    p = NAFBlockParams(*(t.contiguous() for t in params))
+    g = FoldedParams(*(t.contiguous() for t in grads))
+    found = NAFBlockParams(*(torch.empty_like(t) for t in p))
+    channels = len(p.norm1_weight)
+    config = configs.require("naf_block.unfold", channels, p.conv1_weight)
+    with torch.cuda.device_of(p.conv1_weight):
+        programs = triton.cdiv(channels, config["BC"])
+        _unfold_norms[(programs, 2)](
+            g.conv1, g.conv1_bias, p.norm1_weight, p.norm1_bias, p.conv1_weight,
+            found.norm1_weight, found.norm1_bias, found.conv1_weight, found.conv1_bias,
+            g.conv4, g.conv4_bias, p.norm2_weight, p.norm2_bias, p.conv4_weight,
+            found.norm2_weight, found.norm2_bias, found.conv4_weight, found.conv4_bias,
+            C=channels, **config,
+        )  # fmt: skip
+        _unfold[(programs, 3)](
+            g.taps, g.conv2_bias, found.conv2_weight, found.conv2_bias,
+            g.sca, g.sca_bias, found.sca_weight, found.sca_bias,
+            g.conv3, g.conv3_bias, p.conv3_weight, p.conv3_bias, p.beta,
+            found.conv3_weight, found.conv3_bias, found.beta,
+            g.conv5, g.conv5_bias, p.conv5_weight, p.conv5_bias, p.gamma,
+            found.conv5_weight, found.conv5_bias, found.gamma,
+            C=channels, **config,
+        )  # fmt: skip
+    return found
 
 
 @triton.jit
 def _fold_widening(
-    norm_ptr, shift_ptr, w_ptr, b_ptr, out_ptr, bias_ptr, j, C: tl.constexpr, K: tl.constexpr, BJ: tl.constexpr
+    norm_ptr, shift_ptr, w_ptr, b_ptr, out_ptr, bias_ptr, half, j, C: tl.constexpr, K: tl.constexpr, BC: tl.constexpr
 ):
-    BC: tl.constexpr = 16
     # conv(norm * weight + bias): scale the columns of w [2C, C], transpose to [K, 2K]; b + w @ bias
-    for half in tl.static_range(2):
-        row = half * C + j
-        bias = tl.load(b_ptr + row, mask=j < C, other=0.0).to(tl.float32)
-        for first in range(0, K, BC):
-            c = first + tl.arange(0, BC)
-            mask = (j < C)[:, None] & (c < C)[None, :]
-            w = tl.load(w_ptr + row[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
-            norm = tl.load(norm_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-            shift = tl.load(shift_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-            bias += tl.sum(w * shift[None, :], 1)
-            out = out_ptr + c[None, :] * (2 * K) + (half * K + j)[:, None]
-            tl.store(out, (w * norm[None, :]).to(out_ptr.dtype.element_ty))
-        tl.store(bias_ptr + half * K + j, bias)
+    row = half * C + j
+    bias = tl.load(b_ptr + row, mask=j < C, other=0.0).to(tl.float32)
+    for first in range(0, K, BC):
+        c = first + tl.arange(0, BC)
+        mask = (j < C)[:, None] & (c < C)[None, :]
+        w = tl.load(w_ptr + row[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        norm = tl.load(norm_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+        shift = tl.load(shift_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+        bias += tl.sum(w * shift[None, :], 1)
+        out = out_ptr + c[None, :] * (2 * K) + (half * K + j)[:, None]
+        tl.store(out, (w * norm[None, :]).to(out_ptr.dtype.element_ty))
+    tl.store(bias_ptr + half * K + j, bias)
 
 
 @triton.jit
-def _fold_square(w_ptr, b_ptr, scale_ptr, out_ptr, bias_ptr, j, C: tl.constexpr, K: tl.constexpr, BJ: tl.constexpr):
-    BC: tl.constexpr = 16
+def _fold_square(w_ptr, b_ptr, scale_ptr, out_ptr, bias_ptr, j, C: tl.constexpr, K: tl.constexpr, BC: tl.constexpr):
     # conv * scale: scale the rows of w [C, C], transpose to [K, K]
     scale = tl.load(scale_ptr + j, mask=j < C, other=0.0).to(tl.float32)
     tl.store(bias_ptr + j, tl.load(b_ptr + j, mask=j < C, other=0.0).to(tl.float32) * scale)
@@ -223,19 +223,129 @@ def _fold(
     C: tl.constexpr,
     K: tl.constexpr,
     BJ: tl.constexpr,
+    BC: tl.constexpr,
 ):
-    # A program takes BJ output channels of each convolution.
+    # A program takes BJ output channels of one piece: a half of a widening convolution, a square one, or the taps.
     j = tl.program_id(0) * BJ + tl.arange(0, BJ)
-    _fold_widening(norm1_ptr, shift1_ptr, w1_ptr, b1_ptr, out1_ptr, bias1_ptr, j, C, K, BJ)
-    _fold_widening(norm2_ptr, shift2_ptr, w4_ptr, b4_ptr, out4_ptr, bias4_ptr, j, C, K, BJ)
-    _fold_square(w3_ptr, b3_ptr, beta_ptr, out3_ptr, bias3_ptr, j, C, K, BJ)
-    _fold_square(w5_ptr, b5_ptr, gamma_ptr, out5_ptr, bias5_ptr, j, C, K, BJ)
-    for half in tl.static_range(2):
-        row = half * C + j
-        tl.store(bias2_ptr + half * K + j, tl.load(b2_ptr + row, mask=j < C, other=0.0).to(tl.float32))
-        for tap in tl.static_range(9):
-            w = tl.load(w2_ptr + row * 9 + tap, mask=j < C, other=0.0).to(tl.float32)
-            tl.store(out2_ptr + tap * 2 * K + half * K + j, w)
+    piece = tl.program_id(1)
+    if piece < 2:
+        _fold_widening(norm1_ptr, shift1_ptr, w1_ptr, b1_ptr, out1_ptr, bias1_ptr, piece, j, C, K, BC)
+    elif piece < 4:
+        _fold_widening(norm2_ptr, shift2_ptr, w4_ptr, b4_ptr, out4_ptr, bias4_ptr, piece - 2, j, C, K, BC)
+    elif piece == 4:
+        _fold_square(w3_ptr, b3_ptr, beta_ptr, out3_ptr, bias3_ptr, j, C, K, BC)
+    elif piece == 5:
+        _fold_square(w5_ptr, b5_ptr, gamma_ptr, out5_ptr, bias5_ptr, j, C, K, BC)
+    else:
+        for half in tl.static_range(2):
+            row = half * C + j
+            tl.store(bias2_ptr + half * K + j, tl.load(b2_ptr + row, mask=j < C, other=0.0).to(tl.float32))
+            for tap in tl.static_range(9):
+                w = tl.load(w2_ptr + row * 9 + tap, mask=j < C, other=0.0).to(tl.float32)
+                tl.store(out2_ptr + tap * 2 * K + half * K + j, w)
+
+
+@triton.jit
+def _unfold_widening(
+    grad_ptr, dbias_ptr, norm_ptr, shift_ptr, w_ptr, dnorm_ptr, dshift_ptr, dw_ptr, db_ptr, c,
+    C: tl.constexpr, BC: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    # Of conv(norm * weight + bias), for BC input channels c: the gradients of norm, bias and w; once, that of b.
+    norm = tl.load(norm_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    shift = tl.load(shift_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    dnorm = tl.zeros((BC,), tl.float32)
+    dshift = tl.zeros((BC,), tl.float32)
+    for first in range(0, 2 * C, BJ):
+        j = first + tl.arange(0, BJ)
+        mask = (j < 2 * C)[:, None] & (c < C)[None, :]
+        w = tl.load(w_ptr + j[:, None] * C + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + c[None, :] * (2 * C) + j[:, None], mask=mask, other=0.0)
+        dbias = tl.load(dbias_ptr + j, mask=j < 2 * C, other=0.0)
+        dnorm += tl.sum(grad * w, 0)
+        dshift += tl.sum(dbias[:, None] * w, 0)
+        dw = grad * norm[None, :] + dbias[:, None] * shift[None, :]
+        tl.store(dw_ptr + j[:, None] * C + c[None, :], dw.to(dw_ptr.dtype.element_ty), mask=mask)
+        tl.store(db_ptr + j, dbias.to(db_ptr.dtype.element_ty), mask=(j < 2 * C) & (tl.program_id(0) == 0))
+    tl.store(dnorm_ptr + c, dnorm.to(dnorm_ptr.dtype.element_ty), mask=c < C)
+    tl.store(dshift_ptr + c, dshift.to(dshift_ptr.dtype.element_ty), mask=c < C)
+
+
+@triton.jit
+def _unfold_square(
+    grad_ptr, dbias_ptr, w_ptr, b_ptr, scale_ptr, dw_ptr, db_ptr, dscale_ptr, j,
+    C: tl.constexpr, BC: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    # Of conv * scale, for BC output channels j: the gradients of w, b and the scale.
+    scale = tl.load(scale_ptr + j, mask=j < C, other=0.0).to(tl.float32)
+    b = tl.load(b_ptr + j, mask=j < C, other=0.0).to(tl.float32)
+    dbias = tl.load(dbias_ptr + j, mask=j < C, other=0.0)
+    dscale = dbias * b
+    for first in range(0, C, BJ):
+        c = first + tl.arange(0, BJ)
+        mask = (j < C)[None, :] & (c < C)[:, None]
+        grad = tl.load(grad_ptr + c[:, None] * C + j[None, :], mask=mask, other=0.0)
+        w = tl.load(w_ptr + j[None, :] * C + c[:, None], mask=mask, other=0.0).to(tl.float32)
+        dscale += tl.sum(grad * w, 0)
+        tl.store(dw_ptr + j[None, :] * C + c[:, None], (grad * scale[None, :]).to(dw_ptr.dtype.element_ty), mask=mask)
+    tl.store(dscale_ptr + j, dscale.to(dscale_ptr.dtype.element_ty), mask=j < C)
+    tl.store(db_ptr + j, (dbias * scale).to(db_ptr.dtype.element_ty), mask=j < C)
+
+
+@triton.jit
+def _unfold_norms(
+    conv1_ptr, dbias1_ptr, norm1_ptr, shift1_ptr, w1_ptr, dnorm1_ptr, dshift1_ptr, dw1_ptr, db1_ptr,
+    conv4_ptr, dbias4_ptr, norm2_ptr, shift2_ptr, w4_ptr, dnorm2_ptr, dshift2_ptr, dw4_ptr, db4_ptr,
+    C: tl.constexpr, BC: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    # A program takes BC input channels of conv1 or of conv4; sums run over the output channels in their order.
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    if tl.program_id(1) == 0:
+        _unfold_widening(
+            conv1_ptr, dbias1_ptr, norm1_ptr, shift1_ptr, w1_ptr, dnorm1_ptr, dshift1_ptr, dw1_ptr, db1_ptr,
+            c, C, BC, BJ,
+        )  # fmt: skip
+    else:
+        _unfold_widening(
+            conv4_ptr, dbias4_ptr, norm2_ptr, shift2_ptr, w4_ptr, dnorm2_ptr, dshift2_ptr, dw4_ptr, db4_ptr,
+            c, C, BC, BJ,
+        )  # fmt: skip
+
+
+@triton.jit
+def _unfold(
+    taps_ptr, dbias2_ptr, dw2_ptr, db2_ptr, sca_ptr, dscale_ptr, dsca_ptr, dsca_bias_ptr,
+    conv3_ptr, dbias3_ptr, w3_ptr, b3_ptr, beta_ptr, dw3_ptr, db3_ptr, dbeta_ptr,
+    conv5_ptr, dbias5_ptr, w5_ptr, b5_ptr, gamma_ptr, dw5_ptr, db5_ptr, dgamma_ptr,
+    C: tl.constexpr, BC: tl.constexpr, BJ: tl.constexpr,
+):  # fmt: skip
+    # A program takes BC output channels of conv3 or of conv5, or of what only changes its dtype and order. Apart from
+    # the norms' convolutions, as all their addresses do not fit an AMD GPU's scalar registers.
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    piece = tl.program_id(1)
+    if piece == 0:
+        _unfold_square(
+            conv3_ptr, dbias3_ptr, w3_ptr, b3_ptr, beta_ptr, dw3_ptr, db3_ptr, dbeta_ptr, c, C, BC, BJ
+        )  # fmt: skip
+    elif piece == 1:
+        _unfold_square(
+            conv5_ptr, dbias5_ptr, w5_ptr, b5_ptr, gamma_ptr, dw5_ptr, db5_ptr, dgamma_ptr, c, C, BC, BJ
+        )  # fmt: skip
+    else:
+        for half in tl.static_range(2):
+            row = half * C + c
+            bias = tl.load(dbias2_ptr + row, mask=c < C, other=0.0)
+            tl.store(db2_ptr + row, bias.to(db2_ptr.dtype.element_ty), mask=c < C)
+            for tap in range(9):
+                w = tl.load(taps_ptr + tap * 2 * C + row, mask=c < C, other=0.0)
+                tl.store(dw2_ptr + row * 9 + tap, w.to(dw2_ptr.dtype.element_ty), mask=c < C)
+        bias = tl.load(dscale_ptr + c, mask=c < C, other=0.0)
+        tl.store(dsca_bias_ptr + c, bias.to(dsca_bias_ptr.dtype.element_ty), mask=c < C)
+        for first in range(0, C, BJ):
+            j = first + tl.arange(0, BJ)
+            mask = (j < C)[:, None] & (c < C)[None, :]
+            at = j[:, None] * C + c[None, :]
+            sca = tl.load(sca_ptr + at, mask=mask, other=0.0)
+            tl.store(dsca_ptr + at, sca.to(dsca_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -247,7 +357,7 @@ def _normalise(x, exists, eps, C: tl.constexpr):
     return centred * rstd[:, None], rstd
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "W", "rows"])
 def _first_half(
     x_ptr,
     w1_ptr,
@@ -324,7 +434,7 @@ def _first_half(
     tl.store(pool_ptr + part.to(tl.int64) * C + hid, pooled, mask=hid < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def _norm_conv(
     x_ptr,
     w_ptr,
@@ -337,9 +447,13 @@ def _norm_conv(
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
-    # y [pixels, 2C] = norm(x) @ w + b
-    first = tl.program_id(0).to(tl.int64) * BM
+    # y [pixels, 2C] = norm(x) @ w + b: a program takes BM pixels, and one of SPLIT shares of the columns.
+    blocks: tl.constexpr = 2 * ((C + BN - 1) // BN)
+    share: tl.constexpr = (blocks + SPLIT - 1) // SPLIT
+    begin = tl.program_id(0) % SPLIT * share
+    first = (tl.program_id(0) // SPLIT).to(tl.int64) * BM
     m = tl.arange(0, BM)
     cols = tl.arange(0, K)
     inside = (first + m < pixels)[:, None]
@@ -348,16 +462,16 @@ def _norm_conv(
     x = tl.load(x_ptr + first * C + offsets, mask=inside & exists[None, :], other=0.0).to(tl.float32)
     normed, _ = _normalise(x, exists, eps, C)
     normed = normed.to(x_ptr.dtype.element_ty)
-    for half in tl.static_range(2):
-        for j in range(0, C, BN):
-            n = j + tl.arange(0, BN)
-            w = tl.load(w_ptr + cols[:, None] * (2 * K) + (half * K + n)[None, :])
-            y = tl.dot(normed, w, input_precision=PRECISION) + tl.load(b_ptr + half * K + n)[None, :]
-            out = y_ptr + first * 2 * C + (m[:, None] * 2 * C + (half * C + n)[None, :])
-            tl.store(out, y.to(y_ptr.dtype.element_ty), mask=inside & (n < C)[None, :])
+    for block in range(begin, tl.minimum(begin + share, blocks)):
+        half = block // (blocks // 2)
+        n = block % (blocks // 2) * BN + tl.arange(0, BN)
+        w = tl.load(w_ptr + cols[:, None] * (2 * K) + (half * K + n)[None, :])
+        y = tl.dot(normed, w, input_precision=PRECISION) + tl.load(b_ptr + half * K + n)[None, :]
+        out = y_ptr + first * 2 * C + (m[:, None] * 2 * C + (half * C + n)[None, :])
+        tl.store(out, y.to(y_ptr.dtype.element_ty), mask=inside & (n < C)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _attention(
     pool_ptr,
     w_ptr,
@@ -391,11 +505,15 @@ def _attention(
     tl.store(s_ptr + image * C + j, s, mask=j < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["HW", "parts"])
 def _second_half(
     x_ptr,
     g_ptr,
     s_ptr,
+    pool_ptr,
+    sca_ptr,
+    sca_bias_ptr,
+    mean_ptr,
     w3_ptr,
     b3_ptr,
     w4_ptr,
@@ -404,14 +522,18 @@ def _second_half(
     b5_ptr,
     y_ptr,
     HW,
+    parts,
+    scale,
     eps,
     C: tl.constexpr,
     K: tl.constexpr,
     PRECISION: tl.constexpr,
+    ATTEND: tl.constexpr,
     BM: tl.constexpr,
     BH: tl.constexpr,
 ):
     # y = x + conv3(g * s), out = y + conv5(gate(conv4(norm(y)))): a program takes BM pixels of one image through.
+    # ATTEND: it makes s itself, BH channels at a time, from the partial sums of g, as `_attention` does.
     tiles = tl.cdiv(HW, BM)
     image = (tl.program_id(0) // tiles).to(tl.int64)
     first = (tl.program_id(0) % tiles).to(tl.int64) * BM
@@ -425,10 +547,24 @@ def _second_half(
     offsets = m[:, None] * C + cols[None, :]
     half: tl.constexpr = x_ptr.dtype.element_ty
     y = tl.load(x_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32) + tl.load(b3_ptr + cols)[None, :]
+    mean = tl.zeros((K,), tl.float32)
+    if ATTEND:
+        for p in range(0, parts, 16):
+            part = p + tl.arange(0, 16)
+            there = (part < parts)[:, None] & exists[None, :]
+            line = pool_ptr + (image * parts + part[:, None]) * C + cols[None, :]
+            mean += tl.sum(tl.load(line, mask=there, other=0.0), 0)
+        mean *= scale
+        tl.store(mean_ptr + image * C + cols, mean, mask=exists & (tl.program_id(0) % tiles == 0))
     for k in range(0, C, BH):
         n = k + hid
         g = tl.load(g_ptr + base + (m[:, None] * C + n[None, :]), mask=inside & (n < C)[None, :], other=0.0)
-        s = tl.load(s_ptr + image * C + n, mask=n < C, other=0.0)
+        if ATTEND:
+            there = (n < C)[:, None] & exists[None, :]
+            w = tl.load(sca_ptr + n[:, None] * C + cols[None, :], mask=there, other=0.0).to(tl.float32)
+            s = tl.sum(w * mean[None, :], 1) + tl.load(sca_bias_ptr + n, mask=n < C, other=0.0).to(tl.float32)
+        else:
+            s = tl.load(s_ptr + image * C + n, mask=n < C, other=0.0)
         g = (g.to(tl.float32) * s[None, :]).to(half)
         y = tl.dot(g, tl.load(w3_ptr + n[:, None] * K + cols[None, :]), y, input_precision=PRECISION)
     normed, _ = _normalise(y, exists, eps, C)
@@ -444,7 +580,7 @@ def _second_half(
     tl.store(y_ptr + base + offsets, y.to(half), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["HW"])
 def _second_half_backward(
     dz_ptr,
     x_ptr,
@@ -532,7 +668,7 @@ def _second_half_backward(
         tl.store(da_ptr + base + (m[:, None] * C + n[None, :]), da.to(half), mask=inside & (n < C)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def _norm_conv_backward(
     dh_ptr,
     x_ptr,
@@ -582,6 +718,7 @@ def _norm_conv_backward(
 def first_half(rows: Tensor, p: FoldedParams, eps: float, config: Config) -> tuple[Tensor, Tensor]:
     """gate(conv2(conv1(norm1(rows)))) [N, H, W, C] and partial sums for its mean [N, parts, C], in one launch."""
     images, height, width, channels = rows.shape
+    config = _fitting(config, len(p.conv1))
     strip = depthwise_gate.strip_rows(height, 7)
     parts = triton.cdiv(height, strip) * triton.cdiv(width, config["BW"])
     gated = torch.empty_like(rows)
@@ -597,13 +734,14 @@ def first_half(rows: Tensor, p: FoldedParams, eps: float, config: Config) -> tup
 def norm_conv(rows: Tensor, weight: Tensor, bias: Tensor, eps: float, config: Config | None = None) -> Tensor:
     """norm(rows) @ weight + bias, the norm without affine: [..., C] -> [..., 2C]; weight [K, 2K], bias [2K]."""
     channels = rows.shape[-1]
-    config = config or configs.lookup("naf_block.norm_conv", channels, rows)
+    config = config or configs.lookup("naf_block.norm_conv", channels, rows, _pixels(rows))
     if config is None:
         matrix = _trim(weight, channels)
         return F.layer_norm(rows, (channels,), eps=eps) @ matrix + _trim(bias, channels).to(rows.dtype)
     out = rows.new_empty((*rows.shape[:-1], 2 * channels))
     pixels = out[..., 0].numel()
-    _norm_conv[(triton.cdiv(pixels, config["BM"]),)](
+    config = {"SPLIT": 1, **_fitting(config, len(weight))}
+    _norm_conv[(triton.cdiv(pixels, config["BM"]) * config["SPLIT"],)](
         rows, weight, bias, out, pixels, eps, C=channels, K=len(weight), PRECISION=precision(rows), **config
     )
     return out
@@ -620,22 +758,66 @@ def attention(pool: Tensor, p: FoldedParams, pixels: int, config: Config | None 
 
 
 def second_half(
-    rows: Tensor, gated: Tensor, scale: Tensor, p: FoldedParams, eps: float, config: Config | None = None
+    rows: Tensor,
+    gated: Tensor,
+    scale: Tensor,
+    p: FoldedParams,
+    eps: float,
+    config: Config | None = None,
 ) -> Tensor:
     """y = rows + conv3(gated * scale); y + conv5(gate(conv4(norm2(y)))), in one launch."""
-    images, height, width, channels = rows.shape
-    config = config or configs.lookup("naf_block.second_half", channels, rows)
+    channels = rows.shape[-1]
+    config = config or configs.lookup("naf_block.second_half", channels, rows, _pixels(rows))
     if config is None:
         y, _, hidden = _second_half_parts(rows, gated, scale, p, eps)
         first, second = hidden.chunk(2, -1)
         return y + (first * second) @ _trim(p.conv5, channels) + _trim(p.conv5_bias, channels).to(rows.dtype)
-    out = torch.empty_like(rows)
-    pixels = height * width
+    return _launch_second_half(rows, gated, scale, None, None, p, eps, config)
+
+
+def attend(
+    rows: Tensor, gated: Tensor, pool: Tensor, p: FoldedParams, eps: float, config: Config | None = None
+) -> tuple[Tensor, Tensor]:
+    """`attention` and `second_half` -> the block's result and the mean, float32 [N, C]. One launch where the
+    configuration has each program make the attention itself, which pays for small images."""
+    pixels = rows.shape[1] * rows.shape[2]
+    config = config or configs.lookup("naf_block.second_half", rows.shape[-1], rows, _pixels(rows))
+    if config is None or not config.get("ATTEND"):
+        mean, scale = attention(pool, p, pixels)
+        return second_half(rows, gated, scale, p, eps, config), mean
+    mean = torch.empty((rows.shape[0], rows.shape[-1]), dtype=torch.float32, device=rows.device)
+    return _launch_second_half(rows, gated, None, pool, mean, p, eps, config), mean
+
+
+def _launch_second_half(
+    rows: Tensor,
+    gated: Tensor,
+    scale: Tensor | None,
+    pool: Tensor | None,
+    mean: Tensor | None,
+    p: FoldedParams,
+    eps: float,
+    config: Config,
+) -> Tensor:
+    images, height, width, channels = rows.shape
+    out, pixels, padded = torch.empty_like(rows), height * width, len(p.conv3)
+    config = _fitting(config, padded) | {"ATTEND": int(scale is None)}
     _second_half[(images * triton.cdiv(pixels, config["BM"]),)](
-        rows, gated, scale, p.conv3, p.conv3_bias, p.conv4, p.conv4_bias, p.conv5, p.conv5_bias, out, pixels, eps,
-        C=channels, K=len(p.conv3), PRECISION=precision(rows), **config,
+        rows, gated, p.sca_bias if scale is None else scale, rows if pool is None else pool, p.sca, p.sca_bias,
+        rows if mean is None else mean, p.conv3, p.conv3_bias, p.conv4, p.conv4_bias, p.conv5, p.conv5_bias, out,
+        pixels, 0 if pool is None else pool.shape[1], 1 / pixels, eps,
+        C=channels, K=padded, PRECISION=precision(rows), **config,
     )  # fmt: skip
     return out
+
+
+def _pixels(rows: Tensor) -> int:
+    return rows.shape[:-1].numel()
+
+
+def _fitting(config: Config, padded: int) -> Config:
+    # No wider tiles of columns than the padded matrices have: what lies beyond would be read.
+    return {key: min(value, padded) if key in ("BN", "BH", "BJ", "BC") else value for key, value in config.items()}
 
 
 def _trim(folded: Tensor, channels: int) -> Tensor:
@@ -687,7 +869,7 @@ def second_half_backward(
 ) -> SecondHalfGrads:
     """Backward of `second_half`, recomputed from its inputs, for the gradient dz of its result."""
     images, height, width, channels = rows.shape
-    config = config or configs.lookup("naf_block.second_half_backward", channels, rows)
+    config = config or configs.lookup("naf_block.second_half_backward", channels, rows, _pixels(rows))
     if config is None:
         y, normed, hidden = _second_half_parts(rows, gated, scale, p, eps)
         first, second = hidden.chunk(2, -1)
@@ -697,6 +879,7 @@ def second_half_backward(
         dy = (dz.float() + _layer_norm_backward(dnormed, normed.float(), y.float(), eps)).to(rows.dtype)
         sums = torch.cat([t.float().sum((0, 1, 2)) for t in (dy, dhidden, dz)]).view(4, channels)
         return SecondHalfGrads(dy, dy @ _trim(p.conv3, channels).t(), normed, first * second, dhidden, sums)
+    config = _fitting(config, len(p.conv3))
     dy, dattended, normed, gate = (torch.empty_like(rows) for _ in range(4))
     dhidden = rows.new_empty((images, height, width, 2 * channels))
     pixels = height * width
@@ -715,12 +898,13 @@ def norm_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Backward of `norm_conv` -> the gradient of rows with dy added, norm(rows), float32 sums of dhidden [2C]."""
     channels = rows.shape[-1]
-    config = config or configs.lookup("naf_block.norm_conv_backward", channels, rows)
+    config = config or configs.lookup("naf_block.norm_conv_backward", channels, rows, _pixels(rows))
     if config is None:
         normed = F.layer_norm(rows, (channels,), eps=eps)
         dnormed = (dhidden @ _trim(weight, channels).t()).float()
         dx = dy.float() + _layer_norm_backward(dnormed, normed.float(), rows.float(), eps)
         return dx.to(rows.dtype), normed, dhidden.float().sum((0, 1, 2))
+    config = _fitting(config, len(weight))
     dx, normed = torch.empty_like(rows), torch.empty_like(rows)
     pixels = rows[..., 0].numel()
     programs = triton.cdiv(pixels, config["BM"])
@@ -744,13 +928,12 @@ def norm_conv_backward(
 
 
 def _forward(rows: Tensor, p: FoldedParams, eps: float) -> tuple[Tensor, Tensor]:
-    fused = configs.lookup("naf_block.first_half", rows.shape[-1], rows)
+    fused = configs.lookup("naf_block.first_half", rows.shape[-1], rows, _pixels(rows))
     if fused:
         gated, pool = first_half(rows, p, eps, fused)
     else:
         gated, pool = depthwise_gate.on_rows(norm_conv(rows, p.conv1, p.conv1_bias, eps), p.taps, p.conv2_bias)
-    mean, scale = attention(pool, p, rows.shape[1] * rows.shape[2])
-    return second_half(rows, gated, scale, p, eps), mean
+    return attend(rows, gated, pool, p, eps)
 
 
 def forward(x: Tensor, params: NAFBlockParams | FoldedParams, eps: float) -> Tensor:

@@ -7,8 +7,12 @@ from torch import Tensor
 
 
 def precision(x: Tensor) -> str:
-    """How `tl.dot` multiplies: float32 as float32, unless PyTorch was told that TF32 will do for matrix products."""
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """How `tl.dot` multiplies: float32 as float32, unless PyTorch was told that TF32 will do for matrix products.
+
+    It may have been told by this setting, by one above it or by the older `allow_tf32`, which raises where the newer
+    ones were used.
+    """
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

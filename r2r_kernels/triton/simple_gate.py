@@ -15,7 +15,10 @@ from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
 from r2r_kernels.triton.layout import is_channels_last, memory_format
 
-CANDIDATES = [{"elements": e, "num_warps": w} for e, w in ((1024, 2), (1024, 4), (2048, 4), (4096, 4), (4096, 8))]
+_TILES: list[Config] = [
+    {"elements": e, "num_warps": w} for e, w in ((1024, 2), (1024, 4), (2048, 4), (4096, 4), (4096, 8))
+]
+CANDIDATES = {"forward": _TILES, "backward": _TILES}
 
 
 @triton.jit
@@ -33,7 +36,7 @@ def _tile(outer, inner, BO: tl.constexpr, BI: tl.constexpr):
     return out, first, exists
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer"])
 def _forward(x_ptr, y_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
     out, first, exists = _tile(outer, inner, BO, BI)
     a = tl.load(x_ptr + first, mask=exists, other=0.0).to(tl.float32)
@@ -41,7 +44,7 @@ def _forward(x_ptr, y_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
     tl.store(y_ptr + out, (a * b).to(y_ptr.dtype.element_ty), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer"])
 def _backward(dy_ptr, x_ptr, dx_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
     out, first, exists = _tile(outer, inner, BO, BI)
     dy = tl.load(dy_ptr + out, mask=exists, other=0.0).to(tl.float32)

@@ -17,13 +17,16 @@ from torch import Tensor
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
 
-CANDIDATES = [
-    {"BO": bo, "BE": be, "num_warps": warps} for bo, be, warps in ((4, 128, 2), (4, 256, 4), (8, 128, 4), (8, 256, 4))
-]
-CANDIDATES_WEIGHT = [{"BO": bo, "num_warps": warps} for bo, warps in ((4, 1), (8, 1), (8, 2), (16, 4))]
+CANDIDATES: dict[str, list[Config]] = {
+    "forward": [
+        {"BO": bo, "BE": be, "num_warps": warps}
+        for bo, be, warps in ((4, 128, 2), (4, 256, 4), (8, 128, 4), (8, 256, 4))
+    ],
+    "weight_gradient": [{"BO": bo, "num_warps": warps} for bo, warps in ((4, 1), (8, 1), (8, 2), (16, 4))],
+}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots_in", "slots_out", "channels", "H", "W", "area"])
 def _along(
     x_ptr,
     weight_ptr,
@@ -70,7 +73,7 @@ def _along(
     tl.store(out, total.to(y_ptr.dtype.element_ty), mask=(o < slots_out)[:, None] & exists[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots_in", "slots_out", "channels", "H", "W"])
 def _weight_gradient(
     dy_ptr,
     x_ptr,

@@ -20,14 +20,22 @@ from r2r_kernels.triton.configs import Config
 from r2r_kernels.triton.layout import as_images, as_rows
 from r2r_kernels.triton.products import precision, product
 
-CANDIDATES = [
-    {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": stages}
-    for bm, bn, bk, warps in ((64, 64, 32, 4), (128, 64, 32, 4), (128, 64, 64, 8), (128, 128, 32, 8), (64, 128, 64, 4))
-    for stages in (2, 3)
-]
+CANDIDATES: dict[str, list[Config]] = {
+    "forward": [
+        {"BM": bm, "BN": bn, "BK": bk, "num_warps": warps, "num_stages": stages}
+        for bm, bn, bk, warps in (
+            (64, 64, 32, 4),
+            (128, 64, 32, 4),
+            (128, 64, 64, 8),
+            (128, 128, 32, 8),
+            (64, 128, 64, 4),
+        )
+        for stages in (3, 4)
+    ]
+}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "W"])
 def _forward(
     x_ptr,
     w_ptr,

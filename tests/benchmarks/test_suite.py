@@ -13,6 +13,7 @@ from benchmarks import rivals, sweep
 from benchmarks.race import apart
 from benchmarks.runs import OURS, load
 from benchmarks.sweep import Config, neighbours, search
+from r2r_kernels.triton import configs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,7 +84,8 @@ def test_a_rival_that_cannot_be_prepared_says_why() -> None:
 def test_search_finds_the_best_configuration() -> None:
     tried: list[Config] = []
 
-    def cost(config: Config) -> float:
+    def cost(config: Config | None) -> float:
+        assert config is not None
         tried.append(config)
         if config["BM"] > 128:
             return float("inf")  # too much shared memory
@@ -95,13 +97,46 @@ def test_search_finds_the_best_configuration() -> None:
     assert len(tried) == len({tuple(one.items()) for one in tried}), "nothing is timed twice"
 
 
+def test_search_keeps_another_way_where_no_candidate_is_better() -> None:
+    assert search(None, [{"BM": 16}], lambda config: 2.0 if config else 1.0) == (None, 1.0, 1.0)
+    assert search(None, [{"BM": 16}], lambda config: 2.0 if config is None else 1 / config["BM"])[0] == {"BM": 1024}
+
+
 def test_neighbours_stay_launchable() -> None:
-    assert {"num_warps": 32} not in neighbours({"num_warps": 16})
-    assert {"num_warps": 0} not in neighbours({"num_warps": 1})
+    assert neighbours({"num_warps": 16}) == [{"num_warps": 8}]
+    assert neighbours({"num_warps": 1, "ATTEND": 1}) == [{"num_warps": 2, "ATTEND": 1}]
 
 
-def test_candidates_of_every_kernel_take_its_arguments() -> None:
+def test_a_configuration_for_all_sizes_leaves_that_for_few_pixels() -> None:
+    old, new = {"BM": 64}, {"BM": 32}
+    assert sweep.placed({"64": old, "more": old}, "64", "more", new) == {
+        "64": {"4096": old, "more": new},
+        "more": old,
+    }
+    assert sweep.placed({"64": old}, "32", "4096", new) == {"32": {"4096": new}, "64": old}
+    assert sweep.placed({"64": {"4096": new, "more": old}}, "64", "4096", None) == {"64": {"more": old}}
+    assert sweep.placed({"64": {"more": old}, "128": {"more": old}}, "128", "more", None)["64"] == {"more": old}
+
+
+def test_every_kernel_of_the_table_is_swept() -> None:
+    """Each has candidates that take the arguments of what is in use, a call, and both sizes."""
     pytest.importorskip("triton")
-    found = [sweep.candidates("layer_norm_2d.forward", {"elements": 1, "num_warps": 1})]
-    assert all(set(one) == {"elements", "num_warps"} for one in found[0])
-    assert found[0]
+    table = configs.table("default")
+    found = list(sweep.jobs(table, []))
+    assert {job.kernel for job in found} == set(table)
+    assert {job.pixels for job in found} == {"4096", "more"}
+    assert any(job.kernel == "naf_block.first_half" and job.bound == "128" for job in found)
+    for job in found:
+        entry = table[job.kernel].get(job.size, {}).get(job.bound)
+        for config in configs.by_pixels(entry).values() if entry else ():
+            assert all(set(one) >= set(config) for one in sweep.candidates(job.kernel)), job
+
+
+def test_what_is_furthest_from_its_limit_is_swept_first() -> None:
+    pytest.importorskip("triton")
+    rows = [
+        {"name": "layer_norm_2d", "size": "32x32x224x224", "us": 200.0, "limit_us": 100.0},
+        {"name": "naf_block.second_half", "size": "1x256x28x28", "us": 20.0, "limit_us": 10.0},
+    ]
+    first, *_ = sweep.jobs(configs.table("default"), rows)
+    assert first == ("naf_block.second_half", "half", "256", "4096")  # 28 of them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,8 +10,11 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -20,8 +24,10 @@ from PIL import Image
 from skimage import data
 
 from r2r import R2R
+from r2r.cli import main
 from tests.conftest import TINY, fill_randomly
 
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
 ENTRY = Path(sys.executable).with_name("r2r")
 
 
@@ -36,6 +42,26 @@ def r2r(*arguments: object, largest_file: int | None = None) -> subprocess.Compl
     environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     command = [str(ENTRY), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, preexec_fn=limit)
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`r2r` in this process, which saves the seconds of a new one's start."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["r2r", *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            main()
+            code: Any = 0
+        except SystemExit as ending:
+            code = ending.code or 0
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, code, out, err)
+
+    return run
 
 
 def refused(result: subprocess.CompletedProcess[str], message: str) -> None:
@@ -95,6 +121,114 @@ def test_restore_keeps_folders_and_reports(model: Path, photos: Path, tmp_path: 
     refused(r2r("restore", photos, "--out", tmp_path, "--model", tmp_path / "nowhere"), "no such folder")
     refused(r2r("restore", photos, "--out", tmp_path, "--model", model, "--task", "snow"), "unknown task 'snow'")
     refused(r2r("restore", photos, "--out", tmp_path, "--model", model, "--device", "cuda:9"), "cannot be used")
+
+
+def test_the_same_command_again_skips_what_is_done(inside: Command, model: Path, photos: Path, tmp_path: Path) -> None:
+    command = ("restore", photos, "--out", tmp_path / "out", "--model", model)
+    assert "2 restored, 0 failed; " in inside(*command).stdout
+    planned = inside(*command, "--dry-run", "--format", "png")
+    assert f"{photos / 'more' / 'cup.jpg'} -> {tmp_path / 'out' / 'more' / 'cup.png'}\n" in planned.stdout
+    assert "2 to restore, 0 unchanged, 0 skipped" in planned.stdout
+    assert not (tmp_path / "out" / "more" / "cup.png").exists()
+    again = inside(*command, "--log", "json")
+    assert again.returncode == 0
+    (summary,) = map(json.loads, again.stdout.splitlines())
+    assert (summary["restored"], summary["unchanged"]) == (0, 2)
+    anew = [json.loads(line) for line in inside(*command, "--log", "json", "--overwrite").stdout.splitlines()]
+    assert [Path(line["input"]).name for line in anew[:-1]] == ["cat.png", "cup.jpg"]
+    assert anew[-1]["restored"] == 2
+
+
+def test_another_format_and_quality(inside: Command, model: Path, photos: Path, tmp_path: Path) -> None:
+    command = ("restore", photos, "--model", model, "--out")
+    sizes = []
+    for quality in (95, 30):
+        out = tmp_path / str(quality)
+        assert inside(*command, out, "--format", "jpg", "--quality", quality).returncode == 0
+        sizes.append((out / "cat.jpg").stat().st_size)
+    assert sizes[0] > 1.5 * sizes[1]
+    refused(inside(*command, tmp_path, "--format", "gif"), r"gif: unknown format '\.gif'; accepted: \.png, \.jpg")
+    refused(inside(*command, tmp_path, "--format", "png", "--quality", 9), "--quality: PNG has none")
+
+
+def test_standard_input_and_output(model: Path, photos: Path) -> None:
+    given = (photos / "cat.png").read_bytes()
+    command = [str(ENTRY), "restore", "-", "--out", "-", "--model", str(model)]
+    done = subprocess.run(command, input=given, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        assert (image.format, image.size) == ("PNG", (64, 48))
+
+
+def test_a_page_compares_before_and_after(inside: Command, model: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert inside("restore", photos, "--out", out, "--model", model, "--compare").returncode == 0
+    page = (out / "compare.html").read_text(encoding="utf-8")
+    shown = [unquote(address) for address in re.findall(r'src="([^"]+)"', page)]
+    assert {(out / address).resolve() for address in shown} == {
+        path.resolve() for folder in (photos, out) for path in folder.rglob("c*.???") if path.suffix != ".html"
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a name must be text")
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_any_name_is_restored_and_shown(model: Path, photos: Path, tmp_path: Path, encoding: str) -> None:
+    names = [b"caf\xe9.png", b"[red]x.png", b"[x.png", b"\x1b[2Jx.png", b":smile:.png", b"\xe5\x86\x99.png",
+             b"a\nb.png", b"[b\\.png", b"-.png"]  # fmt: skip
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for name in names:
+        Path(os.fsdecode(os.path.join(os.fsencode(folder), name))).write_bytes((photos / "cat.png").read_bytes())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": encoding}
+    command = [str(ENTRY), "restore", str(folder), "--out", str(out), "--model", str(model)]
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert sorted(name for name in os.listdir(os.fsencode(out)) if name != b"report.json") == sorted(names)
+    lines = done.stdout.decode(encoding).splitlines()
+    assert len(lines) == len(names) + 1  # not wrapped, in a pipe
+    assert b"\x1b" not in done.stdout
+    for shown in (
+        "caf\\udce9.png: ",
+        "[red]x[/].png: ",
+        "[/x].png: ",
+        "\\x1b[2Jx.png: ",
+        ":smile:.png: ",
+        "a\\nb.png: ",
+    ):
+        assert any(f"/{shown}" in line for line in lines), shown
+    report = json.loads((out / "report.json").read_text())
+    assert {os.fsencode(Path(one["input"]).name) for one in report["files"]} == set(names)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_true_report(model: Path, photos: Path, tmp_path: Path, number: int) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for index in range(400):
+        (folder / f"{index:03}.png").write_bytes((photos / "cat.png").read_bytes())
+    command = [str(ENTRY), "restore", str(folder), "--out", str(out), "--model", str(model)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    running.stdout.readline()  # the first photo is done
+    running.send_signal(number)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said == "interrupted; what was done so far is kept\n"
+    report = json.loads((out / "report.json").read_text())
+    assert report["complete"] is False
+    assert 1 <= len(report["files"]) < 400
+    assert {Path(one["output"]).name for one in report["files"]} | {"report.json"} == {p.name for p in out.iterdir()}
+
+
+def test_bad_values_are_told_in_one_line(inside: Command, model: Path, photos: Path, tmp_path: Path) -> None:
+    command = ("restore", photos, "--out", tmp_path / "out", "--model", model)
+    for value in ("nan", "inf", "0", "-1"):
+        refused(inside(*command, "--memory", value), rf"--memory {value}.*: accepted are gigabytes, more than 0")
+    refused(inside(*command, "--memory", "1e-6"), "this model needs .* or more")
+    refused(inside("restore", "-", "--out", tmp_path / "out", "--model", model), "- stands for one photo")
+    os.mkfifo(tmp_path / "pipe.png")
+    refused(inside("restore", tmp_path / "pipe.png", *command[2:]), "a pipe, socket or device, which is not opened")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_kernels_and_the_reference_restore_alike(model: Path, photos: Path, tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ def test_numbers_are_those_of_restoring_by_hand(tiny_model: R2R, sets: list[Eval
         for index, image in enumerate(measured.images):
             lq, hq = (centre_crop(x) for x in one.pairs[index][1:3])
             assert lq.shape == (3, 64, 80)
-            for kind, task in (("input", None), ("blind", None), ("told", measured.tasks[0])):
+            (own,) = one.labels
+            wrong = [task for task in range(3) if task != own][index % 2]
+            for kind, task in (("input", None), ("blind", None), ("told", measured.tasks[0]), ("misled", wrong)):
                 restored = tiny_model.restore(lq[None], task)
                 by_hand = lq if kind == "input" else restored.image[0]
                 quality = getattr(image, kind)
@@ -88,7 +90,7 @@ def test_telling_the_task_matters_where_another_is_chosen(tiny_model: R2R, sets:
     assert any(tasks != image.chosen for tasks, image in images)
     assert all((image.blind == image.told) == (tasks == image.chosen) for tasks, image in images)
     without = evaluate(tiny_model, sets, told=False)
-    assert [one.told for one in without.sets] == [None, None]
+    assert [one.told for one in without.sets] == [one.misled for one in without.sets] == [None, None]
     assert [one.blind for one in without.sets] == [one.blind for one in result.sets]
 
 
@@ -103,11 +105,12 @@ def test_repeated_evaluations_agree_and_the_seed_matters(tiny_model: R2R, clean:
 def result_of(choices: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], tasks: tuple[str, ...]) -> Evaluation:
     """An evaluation of sets with one image each, from their true and chosen tasks."""
     q = Quality(30.0, 0.9)
-    sets = tuple(
-        SetResult("+".join(true), true, (ImageResult("x", chosen, q, q, q),), q, q, q, float(true == chosen))
-        for true, chosen in choices
-    )
-    return Evaluation(tasks, sets, 1, 1.0, 1.0, 1, "CPU")
+    sets = []
+    for true, chosen in choices:
+        likely = tuple(0.9 if task in chosen else 0.1 for task in tasks)
+        image = ImageResult("x", chosen, likely, False, q, q, q, q)
+        sets.append(SetResult("+".join(true), true, (), (image,), q, q, q, q, float(true == chosen), 0.0))
+    return Evaluation(tasks, tuple(sets), 1, 1.0, 1.0, 1, "CPU")
 
 
 def test_confusion_and_accuracy() -> None:
@@ -115,6 +118,8 @@ def test_confusion_and_accuracy() -> None:
     assert single.confusion == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
     assert single.accuracy == pytest.approx(2 / 3)
     assert single.task_accuracy == pytest.approx({"a": 2 / 3, "b": 1, "c": 2 / 3})
+    # Six times 0.1 is said and once it is so; three times 0.9 and twice it is so.
+    assert single.calibration_error == pytest.approx((abs(1 - 6 * 0.1) + abs(2 - 3 * 0.9)) / 9)
     mixed = result_of([(("a", "b"), ("a", "b")), (("a", "b"), ("a",)), (("c",), ("a", "c"))], ("a", "b", "c"))
     assert mixed.confusion == [[2, 1, 0], [2, 1, 0], [1, 0, 1]]
     assert mixed.accuracy == pytest.approx(1 / 3)  # all of an image's tasks, and no other
@@ -134,6 +139,26 @@ def test_mixtures_are_told_all_their_tasks(tiny_model: R2R, clean: Path) -> None
     assert result.images[0].told.psnr == pytest.approx(psnr(by_hand, hq).item(), abs=1e-3)
     blind = model.restore(lq[None]).task[0].tolist()
     assert result.images[0].chosen == tuple(task for task, taken in zip(model.tasks, blind, strict=True) if taken)
+
+
+def test_photos_with_nothing_wrong_are_to_stay_untouched(tiny_model: R2R, clean: Path) -> None:
+    model = R2R(**{**tiny_model.config, "mixtures": True})
+    model.load_state_dict(tiny_model.state_dict())
+    entries = [{"task": [], "clean": clean}, {"task": "derain", "optional": "denoise", "clean": clean}]
+    sets = [evaluation_set(build_source(entry, model.tasks), 3, mixtures=True) for entry in entries]
+    model.bank.offset -= 1000
+    nothing, rain = evaluate(model, sets).sets
+    assert (nothing.name, nothing.tasks, nothing.told) == ("clean", (), None)
+    assert (nothing.untouched, nothing.accuracy, rain.untouched, rain.accuracy) == (1, 1, 1, 0)
+    assert nothing.misled is not None
+    assert nothing.misled.psnr < 100 == nothing.blind.psnr
+    assert rain.blind == rain.input
+    model.bank.offset.copy_(torch.tensor([1000.0, 1000.0, -1000.0]))
+    result = evaluate(model, sets)
+    nothing, rain = result.sets
+    assert (nothing.untouched, nothing.accuracy, rain.untouched, rain.accuracy) == (0, 0, 0, 1)
+    assert result.psnr == rain.blind.psnr  # a photo with nothing wrong has no part in the mean
+    assert 0 < result.calibration_error < 1
 
 
 def test_sizes_are_the_papers(tiny_model: R2R, sets: list[EvaluationSet]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from r2r import R2R, InputError, fast
 from r2r.data.images import image_files, read_rgb
-from r2r.restoration import restore_photo, tile_side
+from r2r.tiling import restore_photo, tile_side
 from tests.conftest import TINY, fill_randomly
 
 TASKS = ("denoise", "derain", "dehaze")
@@ -306,3 +306,38 @@ def test_no_graph_where_it_would_be_wrong(on_gpu: fast.R2R) -> None:
         for _ in range(3):
             frozen(lq)
     assert len(frozen.replays) == 0
+
+
+@pytest.mark.gpu
+def test_other_weights_are_captured_anew(on_gpu: fast.R2R) -> None:
+    """Whatever exchanges a tensor: a graph would go on reading the old one, or what lies there now."""
+    frozen = on_gpu.freeze()
+    lq = torch.rand(1, 3, 32, 32, device="cuda")
+
+    def agrees() -> None:
+        wanted = R2R._restored(frozen, lq, None).image
+        for _ in range(3):
+            assert torch.equal(frozen(lq), wanted)
+        assert len(frozen.replays) == 1
+
+    agrees()
+    frozen.load_state_dict({name: x + 0.01 for name, x in frozen.state_dict().items()}, assign=True, strict=False)
+    agrees()
+    frozen.ending.weight = torch.nn.Parameter(2 * frozen.ending.weight.detach(), requires_grad=False)
+    agrees()
+    bias = frozen.ending.bias
+    assert bias is not None
+    bias.data = bias.data + 0.1
+    agrees()
+    bias.add_(0.1)  # in its place: the graph reads it
+    agrees()
+
+
+@pytest.mark.gpu
+def test_bad_values_are_refused_on_a_gpu_too(on_gpu: fast.R2R) -> None:
+    frozen, lq = on_gpu.freeze(), torch.rand(1, 3, 32, 32, device="cuda")
+    for _ in range(3):
+        frozen.restore(lq)
+    with pytest.raises(ValueError, match="values in \\[0, 1\\]"):
+        frozen.restore(lq * torch.nan)
+    assert torch.equal(frozen.restore(lq).image, R2R._restored(frozen, lq, None).image)

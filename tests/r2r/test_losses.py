@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from r2r.losses import LossWeights, classification, fft_l1, restoration_loss
+from r2r.losses import LossWeights, classification, fft_l1, log_error, restoration_loss
 from r2r.model import TrainingOutput
 
 
@@ -16,6 +16,30 @@ def test_classification_is_smoothed_cross_entropy() -> None:
     torch.testing.assert_close(classification(logits, labels, 0.1), wanted)
     masks = torch.randint(2, (6, 4)).float()
     torch.testing.assert_close(classification(logits, masks, 0.1), F.binary_cross_entropy_with_logits(logits, masks))
+
+
+def test_labels_that_nobody_is_sure_of_do_not_count() -> None:
+    logits, masks = torch.randn(6, 4), torch.randint(2, (6, 4)).float()
+    unsure = torch.rand(6, 4) < 0.3
+    losses = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    got = classification(logits, torch.where(unsure, 0.5, masks), 0.1)
+    torch.testing.assert_close(got, losses[~unsure].mean())
+
+
+def test_the_log_of_the_error_weighs_images_alike() -> None:
+    clean = torch.rand(2, 3, 16, 16)
+    errors = torch.tensor([0.1, 0.01])
+    restored = clean + errors[:, None, None, None]
+    assert float(log_error(restored, clean)) == pytest.approx(-3, abs=0.03)  # -2 and -4
+    assert float(log_error(clean, clean)) == pytest.approx(-5)
+    terms = restoration_loss(
+        TrainingOutput(restored.clamp(0, 1), torch.zeros(2, 1), None),
+        clean,
+        torch.ones(2, 1),
+        None,
+        LossWeights(pixel=0, fft=0, match=0, log_error=2),
+    )
+    torch.testing.assert_close(terms["total"], 2 * log_error(restored.clamp(0, 1), clean))
 
 
 def test_empty_tasks_take_no_part_and_leave_gradients_finite() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from r2r import PRESETS, R2R, InputError, fast
+from r2r_kernels.reference import task_mask
 from tests.conftest import TINY, fill_randomly
 
 TASKS = ("denoise", "derain", "dehaze")
@@ -16,8 +18,10 @@ TASKS = ("denoise", "derain", "dehaze")
 
 def train_pass(model: R2R, stage: int = 0, labels: tuple[int, ...] = (0, 1, 2)) -> None:
     lq, hq = torch.rand(2, 3, 3, 32, 32)
-    told = torch.tensor(labels)
-    out = model(lq, torch.tensor([0, 1, 2]), reference=(lq, hq, told), stage=stage)
+    told, own = torch.tensor(labels), torch.tensor([0, 1, 2])
+    if model.mixtures:
+        told, own = (torch.eye(3)[indices] for indices in (told, own))
+    out = model(lq, own, reference=(lq, hq, told), stage=stage)
     out.restored.sum().backward()
 
 
@@ -36,11 +40,14 @@ def test_any_size_comes_back(tiny_model: R2R, size: tuple[int, int]) -> None:
     assert tiny_model(lq[:0]).shape == (0, 3, *size)
 
 
-def test_padding_is_cropped_from_the_right_and_below(tiny_model: R2R) -> None:
-    lq = torch.rand(1, 3, 20, 23)
-    padded = torch.zeros(1, 3, 32, 32)
-    padded[:, :, :20, :23] = lq
-    torch.testing.assert_close(tiny_model(lq), tiny_model(padded)[:, :, :20, :23])
+@pytest.mark.parametrize("padding", ["mirror", "zeros"])
+@pytest.mark.parametrize("size", [(20, 23), (16, 5), (1, 3)])
+def test_padding_is_cropped_from_the_right_and_below(tiny_model: R2R, padding: str, size: tuple[int, int]) -> None:
+    tiny_model.padding = padding  # type: ignore[assignment]
+    lq = torch.rand(1, 3, *size)
+    border = [(0, 0), (0, 0), *((0, -length % 16) for length in size)]
+    padded = torch.from_numpy(np.pad(lq.numpy(), border, "reflect" if padding == "mirror" else "constant"))
+    torch.testing.assert_close(tiny_model(lq), tiny_model(padded)[:, :, : size[0], : size[1]])
 
 
 def test_memory_formats_agree(tiny_model: R2R) -> None:
@@ -94,9 +101,98 @@ def test_mixtures_let_several_tasks_take_part() -> None:
     assert torch.equal(told.task, labels.bool())
     blind = model.restore(lq)
     assert blind.task.dtype == torch.bool
-    assert blind.task.any(1).all()
+    assert torch.equal(blind.task, blind.scores > 0)
     one = model.restore(lq, "derain")
     assert one.task.tolist() == [[False, True, False]] * 4
+
+
+def test_where_nothing_is_found_the_image_comes_back_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    model = R2R(tasks=TASKS, mixtures=True, **TINY)
+    fill_randomly(model)
+    model.eval()
+    lq = torch.rand(4, 3, 32, 32)
+    model.bank.offset -= 1000
+    result = model.restore(lq)
+    assert not result.task.any()
+    assert torch.equal(result.image, lq)
+    assert not torch.equal(model.restore(lq, "derain").image, lq)  # told is told
+    found = torch.tensor([-1000.0, 1000.0, -1000.0])
+    model.bank.offset.copy_(found)
+    result = model.restore(lq)
+    assert result.task.tolist() == [[False, True, False]] * 4
+    torch.testing.assert_close(result.image, model.restore(lq, "derain").image)
+
+
+def test_several_tasks_are_told_by_names_joined_with_plus() -> None:
+    torch.manual_seed(0)
+    model = R2R(tasks=TASKS, mixtures=True, **TINY)
+    train_pass(model)
+    model.eval()
+    lq = torch.rand(2, 3, 32, 32)
+    assert model.restore(lq, "dehaze+denoise").task.tolist() == [[True, False, True]] * 2
+    assert model.restore(lq, ["derain", "derain+dehaze"]).task.tolist() == [[False, True, False], [False, True, True]]
+    with pytest.raises(InputError, match="unknown task 'fog'"):
+        model.restore(lq, "derain+fog")
+
+
+def test_images_without_a_label_are_restored_as_the_model_finds() -> None:
+    torch.manual_seed(0)
+    model = R2R(tasks=TASKS, mixtures=True, **TINY)
+    fill_randomly(model)
+    train_pass(model)
+    lq = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        out = model(lq, torch.zeros(4, 3, dtype=torch.bool))
+        own = task_mask(out.scores, None, "multi")
+        torch.testing.assert_close(out.restored, model(lq, own).restored)
+
+
+@pytest.mark.parametrize("mixtures", [False, True])
+def test_strength_mixes_the_restoration_in(tiny_model: R2R, mixtures: bool) -> None:
+    lq = torch.rand(2, 3, 32, 32)
+    whole = tiny_model.restore(lq, "derain").image
+    torch.testing.assert_close(tiny_model.restore(lq, "derain", strength=0.25).image, 0.75 * lq + 0.25 * whole)
+    assert torch.equal(tiny_model.restore(lq, strength=0.0).image, lq)
+    for strength in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InputError, match=r"strength must be in 0\.\.1"):
+            tiny_model.restore(lq, strength=strength)
+
+
+def test_windows_that_hold_the_whole_image_change_nothing(tiny_model: R2R) -> None:
+    lq = torch.rand(2, 3, 48, 64)
+    wanted = tiny_model.restore(lq)
+    tiny_model.window = 64
+    torch.testing.assert_close(tiny_model.restore(lq), wanted)
+    tiny_model.window = 32
+    assert not torch.allclose(tiny_model.restore(lq).image, wanted.image)
+    with pytest.raises(ValueError, match="multiple of 16"):
+        tiny_model.window = 24
+
+
+def test_windows_vote_for_the_task(tiny_model: R2R) -> None:
+    tiny_model.window = 32
+    size = tiny_model.bank.size
+    query = torch.randn(1, tiny_model.bank.keys.shape[2], 4, 4)  # of 64 x 64 pixels: three windows along each side
+    pooled = torch.nn.functional.interpolate(query, size=(2 * size, 2 * size), mode="nearest")
+    scores = [
+        tiny_model.retrieval(
+            pooled[:, :, y : y + size, x : x + size].contiguous(),
+            tiny_model.bank.keys,
+            tiny_model.bank.values,
+            tiny_model.bank.counts,
+        )[1]
+        for y in range(0, size + 1, size // 2)
+        for x in range(0, size + 1, size // 2)
+    ]
+    torch.testing.assert_close(tiny_model.match(query).scores, torch.stack(scores).mean(0))
+
+
+def test_probabilities_are_shares() -> None:
+    scores = torch.tensor([[0.0, 2.0, -torch.inf]])
+    hard, several = R2R(tasks=TASKS, **TINY), R2R(tasks=TASKS, mixtures=True, **TINY)
+    torch.testing.assert_close(hard.probabilities(scores).sum(1), torch.ones(1))
+    assert several.probabilities(scores)[0].tolist() == pytest.approx([0.5, 0.8808, 0.0], abs=1e-4)
 
 
 def test_soft_matching_mixes_all_tasks_and_names_the_best(tiny_model: R2R) -> None:
@@ -259,6 +355,39 @@ def test_other_bad_input_is_named(tiny_model: R2R) -> None:
             R2R(**{**TINY, **wrong})
 
 
+def test_half_precision_on_disk_is_float32_again_when_loaded(tiny_model: R2R, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "whole")
+    tiny_model.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.8 * sizes[0]  # many small tensors: names take their part
+    again = R2R.from_pretrained(tmp_path / "half")
+    assert {x.dtype for x in again.state_dict().values()} == {torch.float32, torch.int64}
+    lq = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(again(lq), tiny_model(lq), rtol=0, atol=2e-2)
+
+
+def test_a_missing_folder_is_never_looked_for_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="demo/model is not a model: no such folder"):
+        R2R.from_pretrained("demo/model")
+
+
+def test_models_of_one_backbone_are_known_by_it(tiny_model: R2R) -> None:
+    other = R2R(tasks=("a",), **TINY)
+    other.load_state_dict(
+        {
+            **other.state_dict(),
+            **{k: v for k, v in tiny_model.state_dict().items() if k.startswith(("encoder", "intro", "query"))},
+        }
+    )
+    assert other.backbone_fingerprint() == tiny_model.backbone_fingerprint()
+    assert other.bank.take_over(tiny_model.bank) == tiny_model.tasks
+    assert other.bank.counts.tolist() == [0, 9, 9, 9]
+    with torch.no_grad():
+        other.query_key.bias[0] += 1e-3
+    assert other.backbone_fingerprint() != tiny_model.backbone_fingerprint()
+
+
 def test_damaged_models_are_named(tiny_model: R2R, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     tiny_model.save_pretrained(folder)
@@ -271,7 +400,7 @@ def test_damaged_models_are_named(tiny_model: R2R, tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(weights)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"width": 8}))
-    with pytest.raises(InputError, match=r"does not fit its config\.json: size mismatch for"):
+    with pytest.raises(InputError, match=r"does not fit its config\.json: intro\.weight is"):
         R2R.from_pretrained(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match="does not describe an R2R model"):

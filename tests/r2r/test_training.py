@@ -157,6 +157,88 @@ def test_mixtures_train(photos: Path, tmp_path: Path) -> None:
     assert model.restore(torch.rand(1, 3, 16, 16)).task.dtype == torch.bool
 
 
+def test_photos_with_nothing_wrong_train_too(photos: Path, tmp_path: Path) -> None:
+    sources = [
+        {"task": "denoise", "clean": str(photos), "optional": "lowlight", "share": 2},
+        {"task": "lowlight", "clean": str(photos)},
+        {"task": [], "clean": str(photos), "reduce": "0.7..1", "degradation": "jpeg:quality=90..100"},
+    ]
+    trainer = Trainer(configuration(photos, tmp_path, data=sources, mislead=0.5))
+    assert trainer.mixtures
+    assert trainer.run().mixtures
+
+
+def test_a_share_of_the_images_is_misled(photos: Path, tmp_path: Path) -> None:
+    sources = [{"task": task, "clean": str(photos)} for task in (["denoise", "lowlight"], "lowlight", [])]
+    trainer = Trainer(configuration(photos, tmp_path, data=sources, mislead=0.4, validation=[]))
+    torch.manual_seed(0)
+    labels = torch.tensor([[True, True]] * 4000 + [[False, False]] * 4000)
+    told = trainer._misled(labels)
+    own, wrong = told[:4000], told[4000:]
+    assert own.all(1).float().mean() == pytest.approx(0.6, abs=0.03)
+    assert (own.sum(1) == 1).float().mean() == pytest.approx(0.2, abs=0.03)
+    assert (own.sum(1) == 0).float().mean() == pytest.approx(0.2, abs=0.03)  # by the model's own choice
+    assert (wrong.sum(1) == 1).float().mean() == pytest.approx(0.5, abs=0.03)
+    assert not wrong.all(1).any()
+    assert trainer._known(torch.tensor([[1.0, 0.5], [0.0, 1.0]])).tolist() == [[True, False], [False, True]]
+
+
+def test_a_run_starts_from_a_model_tasks_by_name(photos: Path, tmp_path: Path) -> None:
+    first = Trainer(configuration(photos, tmp_path / "first", validation=[])).run()
+    first.save_pretrained(tmp_path / "model")
+    tasks = ["derain", "lowlight"]
+    data = [{"task": task, "clean": str(photos)} for task in tasks]
+    changes = {"tasks": tasks, "data": data, "init": str(tmp_path / "model"), "validation": [], "model": {}}
+    trainer = Trainer(configuration(photos, tmp_path / "second", preset="base", **changes))
+    model = trainer.model
+    assert model.config["width"] == TINY["width"]
+    torch.testing.assert_close(model.intro.weight, first.intro.weight)
+    torch.testing.assert_close(model.bank.keys[1], first.bank.keys[1])
+    assert model.bank.counts.tolist() == [0, 9]
+    assert trainer.run().bank.counts.tolist() == [9, 9]
+
+    only = {**changes, "tasks": ["lowlight"], "data": data[1:], "pretrain": PhaseConfig()}
+    finetuned = Trainer(configuration(photos, tmp_path / "third", **only)).run()
+    torch.testing.assert_close(finetuned.bank.values[0], first.bank.values[1])
+    assert not torch.equal(finetuned.intro.weight, first.intro.weight)
+    with pytest.raises(InputError, match=r"the bank holds nothing for derain; pretrain\.epochs above 0"):
+        Trainer(configuration(photos, tmp_path / "fourth", **{**changes, "pretrain": PhaseConfig()})).run()
+    with pytest.raises(InputError, match="does not fit"):
+        Trainer(configuration(photos, tmp_path / "fifth", **{**changes, "model": {"width": 8}}))
+
+
+def test_the_bank_can_be_built_from_worse_images(photos: Path, tmp_path: Path) -> None:
+    lq, hq = torch.rand(2, 4, 3, 64, 64)
+    built = {}
+    for kind in ("clean", "noise15", "lq"):
+        trainer = Trainer(configuration(photos, tmp_path / kind, reference_hq=kind, validation=[]))
+        torch.manual_seed(0)
+        built[kind] = trainer._reference_hq(lq, hq)
+    assert built["clean"] is hq
+    assert built["lq"] is lq
+    assert 255 * (built["noise15"] - hq).std() == pytest.approx(15, rel=0.05)
+    with pytest.raises(InputError, match="reference_hq must be clean, noise15 or lq"):
+        load_config(None, ["tasks=[a]", "data=[{task: a}]", "reference_hq=best"])
+
+
+def test_a_run_can_be_made_longer(photos: Path, tmp_path: Path) -> None:
+    Trainer(configuration(photos, tmp_path, validation=[])).run()
+    longer = configuration(photos, tmp_path, validation=[])
+    longer.finetune.epochs, longer.finetune.lr = 2, 1e-5
+    trainer = Trainer(longer)
+    assert (trainer.phase, trainer.epoch) == ("finetune", 1)
+    trainer.run()
+    assert trainer.step == 2 * 3 + 2 * 2
+    assert trainer.rows[-1]["lr"] <= 1e-5
+
+
+def test_the_rate_holds_before_it_falls() -> None:
+    phase = PhaseConfig(epochs=10, lr=1.0, final_lr=0.2, hold=6.0)
+    assert [learning_rate(phase, epoch) for epoch in (0, 3, 6)] == [1.0, 1.0, 1.0]
+    assert learning_rate(phase, 8) == pytest.approx(0.6)
+    assert learning_rate(phase, 10) == pytest.approx(0.2)
+
+
 def test_learning_rate_follows_the_paper() -> None:
     phase = TrainConfig().pretrain
     assert learning_rate(phase, 0) == pytest.approx(1e-7)

@@ -34,12 +34,16 @@ def parameters(channels: int) -> list[Tensor]:
     return made
 
 
-def answers(operator: Operator, ops: ModuleType, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The results, the gradient of the images, and those of the parameters, for one random upstream gradient."""
+def answers(
+    operator: Operator, ops: ModuleType, tensors: Sequence[Tensor], rounded_to: torch.dtype | None = None
+) -> list[list[Tensor]]:
+    """The results, the gradient of the images, and those of the parameters, for one random upstream gradient, which is
+    rounded to a dtype: that of the images, or another."""
     leaves = [t.detach().requires_grad_() for t in tensors]
     results = operator(ops, leaves)
     random = torch.Generator().manual_seed(0)
-    upstream = [torch.randn(r.shape, generator=random).to(tensors[0].dtype).to(r) for r in results]
+    given = rounded_to or tensors[0].dtype
+    upstream = [torch.randn(r.shape, generator=random).to(given).to(r) for r in results]
     images, *parameters = torch.autograd.grad(results, leaves, upstream)
     return [*([r.detach()] for r in results), [images], parameters]
 
@@ -53,7 +57,7 @@ def error(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def assert_follows(operator: Operator, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
     """`tensors` are as given to the operator but for the dtype; the first is the images."""
     rounded = [t.to(dtype) for t in tensors]
-    exact = answers(operator, reference, [t.double() for t in rounded])
+    exact = answers(operator, reference, [t.double() for t in rounded], dtype)
     plain = answers(operator, reference, rounded)
     ours = answers(operator, functional, rounded)
     for index, (got, other, wanted) in enumerate(zip(ours, plain, exact, strict=True)):

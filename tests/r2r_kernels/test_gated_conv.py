@@ -172,6 +172,23 @@ def test_autocast_and_flops() -> None:
     assert counter.get_total_flops() == 2 * 4 * 6 * 7 * 18
 
 
+@pytest.mark.parametrize(
+    ("architectures", "runs", "does_not"),
+    [
+        ("8.0;9.0;10.0;12.0+PTX", [(8, 0), (8, 6), (9, 0), (10, 3), (12, 1), (13, 0)], [(7, 5), (11, 0)]),
+        ("9.0", [(9, 0)], [(8, 9), (10, 0)]),
+        ("8.6 9.0a+PTX", [(8, 6), (8, 9), (9, 0)], [(8, 0), (10, 0)]),
+        ("10.0f", [(10, 0), (10, 3)], [(12, 0)]),
+        ("", [], [(9, 0)]),
+    ],
+)
+def test_runs_on_gpus_that_it_was_built_for(
+    architectures: str, runs: list[tuple[int, int]], does_not: list[tuple[int, int]]
+) -> None:
+    for capability in runs + does_not:
+        assert extension._runs_on(architectures, capability) == (capability in runs), capability
+
+
 def test_cuda_kernels_do_not_spill() -> None:
     """Compiled without a GPU: registers that did not fit would lie on the stack."""
     module = extension.module()

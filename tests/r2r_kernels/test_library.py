@@ -209,6 +209,25 @@ def test_autocast() -> None:
     assert weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("forced", ["native", "reference"])
+def test_a_block_takes_float32_parameters_with_narrower_images(forced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it gets them under autocast on a GPU; gradients have the dtypes of what they belong to."""
+    if forced == "native" and extension.module() is None:
+        pytest.skip("no extension")
+    monkeypatch.setenv("R2R_KERNELS", forced)
+    params, x = parameters(4), torch.randn(1, 4, 6, 5, dtype=torch.bfloat16)
+
+    def answers(given: list[Tensor]) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in (x, *given)]
+        y = torch.ops.r2r.naf_block(leaves[0], leaves[1:], 1e-6)
+        return [y, *torch.autograd.grad(y.sum(), leaves)]
+
+    wide, narrow = answers(params), answers([p.bfloat16() for p in params])
+    assert [t.dtype for t in wide] == [torch.bfloat16] * 2 + [torch.float32] * 18
+    for one, other in zip(wide, narrow, strict=True):
+        torch.testing.assert_close(one.to(other.dtype), other, rtol=0.02, atol=0.02)
+
+
 def test_flops_are_those_of_plain_pytorch() -> None:
     x = torch.randn(2, 8, 6, 5)
     model = NAFBlock(8, eager=True)

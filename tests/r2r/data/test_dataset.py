@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from r2r.data.dataset import EvaluationPairs, Source, TrainingPairs, dihedral, worker_init
-from r2r.data.degradations import Blur, Haze, LowLight, Noise, Rain, parse_degradation
+from r2r.data.degradations import Blur, Haze, Jpeg, LowLight, Noise, Rain, parse_degradation
 from r2r.data.folders import Pair, clean_folder, paired_folder
 from r2r.data.images import read_rgb, write_rgb
 from r2r.data.sampler import EpochSampler
@@ -270,7 +270,9 @@ def test_pairs_that_turn_out_to_differ_in_size(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"pairs": ()}, "x: no photo"),
-        ({"labels": ()}, "x: labels"),
+        ({"optional": (0,)}, "x: labels"),
+        ({"share": 0.0}, "x: share"),
+        ({"reduce": (0.5, 1.5)}, "x: reduce"),
         ({"labels": (1, 1)}, "x: labels"),
         ({"labels": (-1,)}, "x: labels"),
         ({"repeat": 0}, "x: repeat 0"),
@@ -283,3 +285,44 @@ def test_sources_that_make_no_sense(change: dict, message: str) -> None:
     good = {"name": "x", "labels": (0,), "pairs": (Pair("a", Path("a")),), "degradation": Noise()}
     with pytest.raises(InputError, match=message):
         Source(**{**good, **change})
+
+
+def test_photos_with_nothing_wrong_are_to_stay_as_they_are(photo_folder: Path) -> None:
+    pairs = tuple(clean_folder(photo_folder))
+    source = Source("clean", (), pairs, Jpeg(quality=(20, 20)), optional=(1,))
+    for pair in (
+        TrainingPairs([source], 32, 3, mixtures=True)[0, 0, 5],
+        EvaluationPairs(source, 3, mixtures=True)[0][1:],
+    ):
+        lq, hq, label = pair
+        assert torch.equal(lq, hq)
+        assert label.tolist() == [0, 0.5, 0]
+    with pytest.raises(InputError, match="accepted: one, unless training on mixtures"):
+        TrainingPairs([source], 32, 3)
+
+
+def test_reduced_photos_show_more_in_a_crop(photo_folder: Path) -> None:
+    pairs = tuple(clean_folder(photo_folder))[:1]
+    whole = read_rgb(pairs[0].clean)
+    side = min(whole.shape[:2])
+    crop = side // 2
+    reduced = Source("x", (0,), pairs, Jpeg(chance=(0, 0)), reduce=(crop / side, crop / side))
+    _, hq, _ = TrainingPairs([reduced], crop, 1)[0, 0, 3]
+    height, width = (round(length * crop / side) for length in whole.shape[:2])
+    small = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+    views = [small[y : y + crop, x : x + crop] for y in range(height - crop + 1) for x in range(width - crop + 1)]
+    turned = [dihedral(hq.numpy().transpose(1, 2, 0), element) for element in range(8)]
+    assert min(np.abs(view - one).mean() for view in views for one in turned) < 0.02
+    _, _, clean, _ = EvaluationPairs(reduced, 1)[0]
+    assert clean.shape[1:] == (height, width)
+
+
+def test_a_reduction_leaves_enough_for_the_crop(photo_folder: Path) -> None:
+    pairs = tuple(clean_folder(photo_folder))
+    source = Source("x", (0,), pairs, Noise(), reduce=(0.01, 1.0))
+    dataset = TrainingPairs([source], 40, 1)
+    assert {dataset[0, index % len(pairs), index][0].shape for index in range(20)} == {(3, 40, 40)}
+    with pytest.raises(InputError, match="smaller than the crop"):
+        TrainingPairs([Source("x", (0,), pairs, Noise(), reduce=(0.01, 0.02))], 40, 1)
+    with pytest.raises(InputError, match="accepted for evaluation: one number"):
+        EvaluationPairs(source, 1)

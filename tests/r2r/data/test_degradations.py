@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from r2r.data.degradations import (
     CDD11,
@@ -105,6 +107,81 @@ def test_noise_draws_each_of_its_levels(photos: list[np.ndarray]) -> None:
     grey = np.full((64, 64, 3), 0.5, np.float32)
     levels = {int(np.rint(255 * degrade(Noise(), grey, seed).std() / 5) * 5) for seed in range(20)}
     assert levels == {15, 25, 50}
+
+
+GREY = np.full((256, 256, 3), 128 / 255, np.float32)
+
+
+def noise_of(spec: str, photo: np.ndarray = GREY, seed: int = 0) -> np.ndarray:
+    return 255 * (degrade(parse_degradation(spec), photo, seed).astype(np.float64) - photo)
+
+
+def test_a_range_of_noise_is_drawn_from_evenly() -> None:
+    levels = [noise_of("noise:sigma=10..30", GREY[:64, :64], seed).std() for seed in range(60)]
+    assert 9 < min(levels) < 13
+    assert 27 < max(levels) < 31
+    assert 18 < np.mean(levels) < 22
+    assert {round(noise_of("noise:sigma=10/30", GREY[:64, :64], seed).std() / 10) for seed in range(20)} == {1, 3}
+
+
+def test_grain_joins_neighbours_and_keeps_the_deviation() -> None:
+    for grain, likeness in ((1, 0.0), (2, 0.63), (3, 0.84)):
+        noise = noise_of(f"noise:sigma=20,grain={grain}")
+        assert noise.std() == pytest.approx(20, rel=0.05)
+        neighbours = np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1]
+        assert neighbours == pytest.approx(likeness, abs=0.05)
+
+
+def test_shot_noise_grows_with_the_signal() -> None:
+    dark, bright = np.full_like(GREY, 0.25), np.full_like(GREY, 0.5)
+    for signal, ratio in ((0, 1.0), (1, 2**0.5)):
+        spec = f"noise:sigma=10,signal={signal}"
+        assert noise_of(spec, bright).std() / noise_of(spec, dark).std() == pytest.approx(ratio, rel=0.03)
+
+
+def test_noise_may_be_weaker_in_one_colour() -> None:
+    spread = np.sort(noise_of("noise:sigma=20,imbalance=0.5").std(axis=(0, 1)))
+    assert spread == pytest.approx([10, 20, 20], rel=0.05)
+
+
+def test_grey_noise_is_the_same_in_all_colours() -> None:
+    for grey in (0, 0.5, 1):
+        noise = noise_of(f"noise:sigma=20,grey={grey}")
+        assert noise.std() == pytest.approx(20, rel=0.05)
+        assert np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1] == pytest.approx(grey, abs=0.03)
+
+
+def test_jpeg_is_what_pillow_writes(photos: list[np.ndarray]) -> None:
+    for spec, subsampling in (("halved=1", "4:2:0"), ("halved=0", "4:4:4")):
+        file = io.BytesIO()
+        Image.fromarray(np.rint(255 * photos[0]).astype(np.uint8)).save(
+            file, "JPEG", quality=30, subsampling=subsampling
+        )
+        wanted = np.asarray(Image.open(file), np.float32) / 255
+        got = degrade(parse_degradation(f"jpeg:quality=30,{spec}"), photos[0])
+        assert psnr(got, wanted) > 45
+        assert psnr(got, photos[0]) < 40
+
+
+def test_the_lower_the_quality_the_worse(photos: list[np.ndarray]) -> None:
+    kept = [psnr(degrade(parse_degradation(f"jpeg:quality={q}"), photos[0]), photos[0]) for q in (10, 30, 60, 95)]
+    assert kept == sorted(kept)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "resize"])
+def test_chance_is_the_share_of_photos_that_change(photos: list[np.ndarray], kind: str) -> None:
+    photo = np.rint(255 * photos[0][:40, :40]) / np.float32(255)
+    changed = [
+        not np.array_equal(degrade(parse_degradation(f"{kind}:chance=0.3"), photo, seed), photo) for seed in range(100)
+    ]
+    assert 0.2 < np.mean(changed) < 0.4
+
+
+def test_resizing_takes_detail_and_makes_noise_coarser(photos: list[np.ndarray]) -> None:
+    noise = noise_of("noise:sigma=20+resize:factor=0.5")
+    assert noise.std() < 14
+    assert np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1] > 0.4
+    assert 15 < psnr(degrade(parse_degradation("resize:factor=0.5"), photos[0]), photos[0]) < 45
 
 
 def test_no_noise_changes_nothing(photos: list[np.ndarray]) -> None:
@@ -273,11 +350,14 @@ def test_parsing_values() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("fog", "degradation 'fog' is unknown; accepted: noise, rain, haze, blur, lowlight, snow, cdd11:CLASS"),
+        (
+            "fog",
+            "degradation 'fog' is unknown; accepted: noise, rain, haze, blur, lowlight, snow, jpeg, resize, cdd11:",
+        ),
         ("", "degradation '' is unknown"),
         ("noise+", "degradation '' is unknown"),
         ("noise:level=3", "noise: 'level' is unknown; accepted: sigma"),
-        ("noise:sigma=high", "noise: sigma is 'high'; accepted: numbers a/b/c within [0, 255]"),
+        ("noise:sigma=high", "noise: sigma is 'high'; accepted: numbers a/b/c or a range low..high within [0, 255]"),
         ("noise:sigma=300", "noise: sigma is '300'; accepted"),
         ("noise:sigma=nan", "noise: sigma is 'nan'; accepted"),
         ("haze:beta=2..1", "haze: beta is '2..1'; accepted: a number or a range low..high within [0, 100]"),

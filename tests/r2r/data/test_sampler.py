@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,13 @@ def test_without_a_bank_a_batch_may_lack_tasks() -> None:
     assert len(batch) == 2
     with pytest.raises(InputError, match="batch size 2"):
         EpochSampler(sources, 2, num_tasks=4, steps=1)
+
+
+def test_shares_say_how_often_a_source_comes() -> None:
+    sources = [source((0,), 3), source((1,), 3), source((), 3)]
+    sources = [replace(one, share=share) for one, share in zip(sources, (6.0, 3.0, 1.0), strict=True)]
+    sampler = EpochSampler(sources, 10, 2, steps=300, bank=False)
+    counts = np.bincount([key[0] for batch in sampler for key in batch], minlength=3)
+    assert counts / counts.sum() == pytest.approx([0.6, 0.3, 0.1], abs=0.03)
+    for batch in EpochSampler(sources, 4, 2, steps=100):
+        assert {0, 1} <= {key[0] for key in batch[2:]}  # the half that builds the bank holds every task

@@ -44,10 +44,17 @@ class Launch(NamedTuple):
     kernel: JITFunction
     arguments: dict[str, Any]
     options: dict[str, int]
+    grid: tuple[int, ...]
 
     @property
     def name(self) -> str:
         return f"{self.kernel.__module__.rsplit('.', 1)[1]}.{self.kernel.__name__.lstrip('_')}"
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What is compiled in: constants and options."""
+        constants = (parameter.name for parameter in self.kernel.params if parameter.is_constexpr)
+        return {name: self.arguments[name] for name in constants} | self.options
 
 
 class Usage(NamedTuple):
@@ -66,7 +73,7 @@ def captured(arch: str, monkeypatch: Any) -> Iterator[list[Launch]]:
     def keep(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
         names = kernel.arg_names
         arguments = dict(zip(names, args, strict=False)) | {k: v for k, v in keywords.items() if k in names}
-        launches.append(Launch(kernel, arguments, {k: v for k, v in keywords.items() if k not in names}))
+        launches.append(Launch(kernel, arguments, {k: v for k, v in keywords.items() if k not in names}, grid))
 
     with monkeypatch.context() as patch:
         patch.setattr(JITFunction, "run", keep)
@@ -75,6 +82,12 @@ def captured(arch: str, monkeypatch: Any) -> Iterator[list[Launch]]:
 
 
 def compiled(launch: Launch, arch: str, aligned: bool) -> Usage:
+    """What a launch costs, compiled as `binary` does."""
+    made = binary(launch, arch, aligned)
+    return _amd_usage(made) if arch.startswith("gfx") else _nvidia_usage(made)
+
+
+def binary(launch: Launch, arch: str, aligned: bool) -> Any:
     """Compile with (aligned) or without the hints that sizes, and of the streaming operators pointers, are multiples
     of 16. Launchers of the others see to it that pointers are (`layout.as_rows`)."""
     pointers = aligned or not launch.name.startswith(("layer_norm_2d.", "simple_gate."))
@@ -91,35 +104,37 @@ def compiled(launch: Launch, arch: str, aligned: bool) -> Usage:
             signature[parameter.name] = POINTERS[value.dtype]
             if pointers:
                 hints[(position,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, int) and value == 1:  # as the launch does
+        elif isinstance(value, int) and value == 1 and not parameter.do_not_specialize:  # as the launch does
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
         elif isinstance(value, int):
             signature[parameter.name] = "i64" if value >= 2**31 else "i32"
         else:
             signature[parameter.name] = "fp32"
-        if aligned and isinstance(value, int) and value % 16 == 0:
+        if aligned and isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize:
             hints[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=hints)
-    binary = triton.compile(source, target=TARGETS[arch], options=launch.options)
-    if arch.startswith("gfx"):
-        return _amd_usage(binary)
-    return _nvidia_usage(binary)
+    return triton.compile(source, target=TARGETS[arch], options=launch.options)
 
 
-def _nvidia_usage(binary: Any) -> Usage:
+def disassembly(made: Any, *options: str) -> str:
+    """What cuobjdump says of a kernel compiled for an NVIDIA GPU."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
+        file.write(made.asm["cubin"])
         file.flush()
-        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _nvidia_usage(made: Any) -> Usage:
+    report = disassembly(made, "-res-usage")
     number = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", report)}
-    return Usage(number["REG"], binary.metadata.shared, number["STACK"] + number["LOCAL"])
+    return Usage(number["REG"], made.metadata.shared, number["STACK"] + number["LOCAL"])
 
 
-def _amd_usage(binary: Any) -> Usage:
+def _amd_usage(made: Any) -> Usage:
     def number(key: str) -> int:
-        return int(re.search(rf"\.{key}:\s*(\d+)", binary.asm["amdgcn"])[1])  # type: ignore[index]
+        return int(re.search(rf"\.{key}:\s*(\d+)", made.asm["amdgcn"])[1])  # type: ignore[index]
 
     spilled = number("vgpr_spill_count") + number("sgpr_spill_count") + number("private_segment_fixed_size")
-    return Usage(number("vgpr_count"), binary.metadata.shared, spilled)
+    return Usage(number("vgpr_count"), made.metadata.shared, spilled)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from r2r_kernels.reference import NAFBlockParams
+from r2r_kernels.reference import NAFBlockParams, layer_norm_2d
 from r2r_kernels.reference import naf_block as reference
 from r2r_kernels.triton import configs, naf_block
 from r2r_kernels.triton.layout import memory_format
@@ -54,6 +54,32 @@ def _groups(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
 
 def _distance(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
     return max(((g - w).norm() / w.norm()).item() for g, w in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("split", [1, 3, 8])
+def test_columns_are_shared_out(split: int, device: str) -> None:
+    """More shares than blocks of columns too, and tiles wider than the padded matrix."""
+    p, x = params(20, torch.float32, device), torch.randn(2, 20, 2, 3, device=device)
+    folded = naf_block.fold(p, torch.float32)
+    config = {"BM": 16, "BN": 64 if split == 8 else 16, "SPLIT": split, "num_warps": 4}
+    got = naf_block.norm_conv(x.permute(0, 2, 3, 1).contiguous(), folded.conv1, folded.conv1_bias, 1e-6, config)
+    normed = layer_norm_2d(x.double(), p.norm1_weight.double(), p.norm1_bias.double(), 1e-6)
+    wanted = torch.nn.functional.conv2d(normed, p.conv1_weight.double(), p.conv1_bias.double()).permute(0, 2, 3, 1)
+    assert ((got - wanted).norm() / wanted.norm()).item() < 1e-6
+
+
+def test_each_program_makes_the_attention_itself(device: str) -> None:
+    """More partial sums than are read at once, two images."""
+    p = params(20, torch.float32, device)
+    rows, gated = (torch.randn(2, 3, 6, 20, device=device) for _ in range(2))
+    pool = torch.randn(2, 18, 20, device=device)
+    folded = naf_block.fold(p, torch.float32)
+    config = {"BM": 16, "BH": 16, "num_warps": 4}
+    apart = naf_block.attend(rows, gated, pool, folded, 1e-6, config)
+    at_once = naf_block.attend(rows, gated, pool, folded, 1e-6, {**config, "ATTEND": 1})
+    for one, other in zip(at_once, apart, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(at_once[1], pool.sum(1) / 18)
 
 
 def test_bias_of_conv1_stays_inside(device: str) -> None:
@@ -140,3 +166,18 @@ def test_configurations_name_what_exists() -> None:
     default = configs.table("default")
     for file in configs.FOLDER.glob("*.json"):
         assert configs.table(file.stem).keys() == default.keys()
+
+
+def test_configurations_go_by_channels_and_pixels() -> None:
+    few, many = {"BM": 16}, {"BM": 64}
+    table = {"32": many, "256": {"4096": few, "more": many}}
+    found = [
+        configs.within(configs.by_pixels(configs.within(table, c)), n) for c, n in ((20, 9), (64, 4096), (64, 4097))
+    ]
+    assert found == [many, few, many]
+    assert configs.within(table, 257) is None
+    x = torch.empty(0, dtype=torch.bfloat16)
+    assert configs.lookup("naf_block.second_half", 256, x, 784) == {
+        "BM": 16, "BH": 32, "ATTEND": 1, "num_warps": 8, "num_stages": 2,
+    }  # fmt: skip
+    assert configs.lookup("naf_block.second_half", 2048, x, 784) is None

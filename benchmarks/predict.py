@@ -1,0 +1,248 @@
+"""What each kernel should take on an H100, from what the compiler made of it: python -m benchmarks.predict
+
+Writes `predicted.json`, which `benchmarks.kernels` holds its times against, and the table in `docs/gpu-status.md`.
+Every kernel is compiled for sm_90 with the configuration that it would be launched with. Its time is that of a launch
+and of the first load, and the longest of these:
+
+- the bytes that have to move, by the rate of a copy or, where all fits it, of the L2, and by what is under way at once;
+- the products, by the tensor cores of those SMs that have a program;
+- the weights that each program streams from the L2;
+- the instructions of all warps, one a clock on each of four schedulers, those of loops by their number of turns.
+
+Where a loop fetches nothing ahead, each turn waits for the L2 as well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from benchmarks.kernels import DEEP, LEVELS, PREDICTED, Size, block_work, size_name
+from benchmarks.roofline import Work, layer_norm_2d, simple_gate
+from r2r.files import atomic_path
+from r2r_kernels.triton import layer_norm_2d as norm
+from r2r_kernels.triton import naf_block
+from r2r_kernels.triton import simple_gate as gate
+from tests.r2r_kernels.triton import aot, launches
+
+ARCH = "sm_90"
+PAGE = Path(__file__).resolve().parents[1] / "docs/gpu-status.md"
+SMS, CLOCK = 132, 1.755e9
+COPY, L2, PRODUCT = 3.0e12, 5.5e12, 800e12  # bytes a second; operations a second, bf16
+L2_BYTES = 40e6
+LAUNCH, LATENCY, TURN = (
+    1.5e-6,
+    0.9e-6,
+    0.35e-6,
+)  # seconds: of a launch in a graph; first load to last store; L2 and barrier
+NARROW = 0.6  # of the tensor cores' rate by mma.sync instead of wgmma
+
+
+class Compiled(NamedTuple):
+    """registers of a thread, bytes of shared memory; programs on an SM at once; instructions of a warp."""
+
+    registers: int
+    shared: int
+    resident: int
+    instructions: int
+    wide: bool  # wgmma
+
+
+class Prediction(NamedTuple):
+    name: str
+    size: Size
+    work: Work
+    programs: int
+    made: Compiled
+    seconds: float
+    bound: str
+
+
+def instructions(sass: str, turns: int) -> int:
+    """Of a warp that goes through each loop `turns` times: those between a jump back and where it leads count that
+    often, the innermost loop's only."""
+    lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.M)
+    lines = [(int(address, 16), text) for address, text in lines]
+    loops = []
+    for address, text in lines:
+        jump = re.search(r"\bBRA(?:\.\S+)? (?:\S+, )?`?\(?(?:0x)?([0-9a-f]+)\)?", text)
+        if jump and int(jump[1], 16) < address:
+            loops.append((int(jump[1], 16), address))
+    innermost = [one for one in loops if not any(one[0] <= a and b <= one[1] and one != (a, b) for a, b in loops)]
+    inside = [address for address, _ in lines if any(begin <= address <= end for begin, end in innermost)]
+    return len(lines) + (turns - 1) * len(inside)
+
+
+def compiled(launch: aot.Launch, turns: int) -> Compiled:
+    binary = aot.binary(launch, ARCH, True)
+    usage, sass = aot._nvidia_usage(binary), aot.disassembly(binary, "-sass")
+    assert usage.spilled == 0, launch.name
+    threads = 32 * launch.options.get("num_warps", 4)
+    by_registers = 65536 // (math.ceil(usage.registers / 8) * 8 * threads)
+    resident = min(32, 2048 // threads, by_registers, aot.SHARED[ARCH] // (usage.shared + 1024))
+    return Compiled(usage.registers, usage.shared, resident, instructions(sass, turns), "HGMMA" in sass)
+
+
+def predict(
+    name: str, size: Size, work: Work, launch: aot.Launch, turns: int = 1, streamed: int = 0, under_way: int = 16
+) -> Prediction:
+    """streamed: bytes of weights that a program reads from the L2. under_way: bytes that a thread has asked for at
+    once, not counting what the L1 holds."""
+    made, programs = compiled(launch, turns), math.prod(launch.grid)
+    warps = launch.options.get("num_warps", 4)
+    rounds = math.ceil(programs / SMS)  # programs that an SM has to do
+    busy = min(1.0, programs / SMS)
+    at_once = min(made.resident, rounds)
+    rate = L2 if work.bytes < L2_BYTES else COPY
+    asked = at_once * warps * 32 * under_way * SMS * busy / 0.7e-6
+    times = {
+        "memory": work.bytes / min(rate, asked) if work.bytes else 0.0,
+        "products": work.flops / (PRODUCT * busy * (1 if made.wide else NARROW)),
+        "weights": rounds * streamed / (64 * CLOCK),
+        "instructions": rounds * warps * made.instructions / 4 / CLOCK,
+    }
+    waits = turns * TURN if launch.options.get("num_stages", 2) < 3 and turns > 1 and at_once == 1 else 0.0
+    bound = max(times, key=lambda key: times[key])
+    return Prediction(name, size, work, programs, made, LAUNCH + LATENCY + waits + times[bound], bound)
+
+
+def _launches(patch: Any, run: Any) -> list[aot.Launch]:
+    with aot.captured(ARCH, patch) as found:
+        run()
+    return found
+
+
+def block(size: Size, patch: Any) -> Iterator[Prediction]:
+    """The launches of a frozen NAF block, of its backward, of `fold` and of `unfold`."""
+    n, c, h, w = size
+    half = torch.bfloat16
+
+    def meta(*shape: int, dtype: torch.dtype = half) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    raw, rows = launches.params(c, half), meta(n, h, w, c)
+
+    def train() -> None:
+        x = rows.permute(0, 3, 1, 2)
+        y, mean = naf_block.forward_training(x, raw, 1e-6)
+        naf_block.backward(y, x, mean, raw, 1e-6)
+
+    stage = {"norm_conv": "norm_conv", "first_half": "first_half", "forward": "depthwise", "attention": "attention",
+             "second_half": "second_half", "second_half_backward": "second_half_backward",
+             "norm_conv_backward": "norm_conv_backward", "fold": "fold", "gate_backward": "gate_backward",
+             "depthwise_backward": "depthwise_backward", "unfold": "unfold",
+             "unfold_norms": "unfold_norms"}  # fmt: skip
+    seen = set()
+    for launch in _launches(patch, train):
+        name = stage[launch.name.partition(".")[2]]
+        if name in seen:
+            continue
+        seen.add(name)
+        k, threads = launch.arguments, 32 * launch.options.get("num_warps", 4)
+        turns, streamed, under_way = 1, 0, 16
+        if "BM" in k:  # a tile of x, or of what else has as many channels
+            under_way = 2 * k["BM"] * c // threads
+        if name == "norm_conv":
+            turns = math.ceil(2 * math.ceil(c / k["BN"]) / k["SPLIT"])
+            streamed = 4 * c * c // k["SPLIT"]
+        elif name == "second_half":
+            turns = math.ceil(c / k["BH"])
+            streamed = (8 + 2 * k["ATTEND"]) * c * c
+        elif name == "second_half_backward":
+            turns, streamed = math.ceil(c / k["BH"]), 18 * c * c
+        elif name == "norm_conv_backward":
+            turns, streamed = math.ceil(c / k["BH"]), 4 * c * c
+        elif name == "attention":
+            turns, streamed = math.ceil(c / k["BC"]), 4 * c * k["parts"]
+        elif name in ("depthwise", "gate_backward", "depthwise_backward", "first_half"):
+            turns = math.ceil((k["rows"] + 2) / (1 if name == "first_half" else 3))
+            values = k["BW"] * (c if name == "first_half" else 4 * k["BH"]) // threads  # two rows of both halves
+            under_way = 2 * values
+        elif name == "fold":
+            turns = math.ceil(c / k["BC"])
+        elif name in ("unfold", "unfold_norms"):
+            turns = math.ceil(2 * c / k["BJ"])
+        passes = {"gate_backward": 5, "depthwise_backward": 6, "unfold": 0, "unfold_norms": 0}
+        if name in passes:
+            taps = {"gate_backward": 2, "depthwise_backward": 4}.get(name, 0)
+            work = Work((passes[name] * n * c * h * w or 6 * c * c) * 2, 2 * n * c * h * w * 9 * taps)
+        else:
+            work = block_work(name, size, 2)
+        products = work if name not in ("depthwise", "gate_backward", "depthwise_backward") else Work(work.bytes, 0)
+        yield predict(f"naf_block.{name}", size, products, launch, turns, streamed, under_way)._replace(work=work)
+
+
+def others(size: Size, patch: Any) -> Iterator[Prediction]:
+    n, c, h, w = size
+
+    def images(channels: int) -> torch.Tensor:
+        x = torch.empty((n, channels, h, w), dtype=torch.bfloat16, device="meta")
+        return x.to(memory_format=torch.channels_last)
+
+    vector = torch.empty(c, dtype=torch.bfloat16, device="meta")
+    (launch,) = _launches(patch, lambda: norm.forward(images(c), vector, vector, 1e-6))
+    yield predict("layer_norm_2d", size, layer_norm_2d(n, c, h, w, 2), launch, under_way=32)
+    (launch,) = _launches(patch, lambda: gate.forward(images(2 * c)))
+    yield predict("simple_gate", size, simple_gate(n, 2 * c, h, w, 2), launch, under_way=64)
+
+
+def table(found: list[Prediction]) -> list[str]:
+    lines = ["| kernel | size | MB | GFLOP | programs | registers | shared KB | programs an SM | instructions a warp "
+             "| predicted | bound by |", "|" + "---|" * 11]  # fmt: skip
+    for one in found:
+        cells = (one.name, size_name(one.size), f"{one.work.bytes / 1e6:.2f}", f"{one.work.flops / 1e9:.2f}",
+                 one.programs, one.made.registers, f"{one.made.shared / 1024:.0f}", one.made.resident,
+                 one.made.instructions, f"{one.seconds * 1e6:.1f} us", one.bound)  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+FORWARD = ("first_half", "norm_conv", "depthwise", "attention", "second_half")
+
+
+def forward(size: Size, names: set[str]) -> list[str]:
+    """Of the launches at a size those of the forward. The two in place of a fused first half are the backward's."""
+    apart = ("norm_conv", "depthwise") if f"naf_block.first_half {size_name(size)}" in names else ()
+    return [f"naf_block.{part}" for part in FORWARD if part not in apart]
+
+
+def blocks(found: list[Prediction]) -> list[str]:
+    """A frozen block at each size: its launches and their sum."""
+    names = {f"{one.name} {size_name(one.size)}" for one in found}
+    lines = ["| block | launches | predicted | floor: the bytes or the products |", "|---|---|---|---|"]
+    for size in dict.fromkeys(one.size for one in found if one.name.startswith("naf_block")):
+        parts = [one for one in found if one.size == size and one.name in forward(size, names)]
+        n, c, h, w = size
+        least = max(10 * n * c * h * w / COPY, 2 * n * c * h * w * (6 * c + 18) / PRODUCT)
+        seconds = sum(one.seconds for one in parts)
+        lines.append(f"| {size_name(size)} | {len(parts)} | {seconds * 1e6:.1f} us | {least * 1e6:.1f} us |")
+    return lines
+
+
+def main() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        found = [one for size in (*LEVELS, DEEP) for one in block(size, patch)]
+        found += [one for size in (LEVELS[0], DEEP) for one in others(size, patch)]
+    keys = {f"{one.name} {size_name(one.size)}": round(one.seconds * 1e6, 2) for one in found}
+    for size in (*LEVELS, DEEP):
+        parts = [keys.get(f"{part} {size_name(size)}", 0.0) for part in ("naf_block.fold", *forward(size, set(keys)))]
+        keys[f"naf_block {size_name(size)}"] = round(sum(parts), 2)
+    PREDICTED.write_text(json.dumps(keys, indent=1) + "\n")
+    text = PAGE.read_text()
+    begin, end = "<!-- predicted: python -m benchmarks.predict -->\n", "<!-- end -->"
+    head, _, rest = text.partition(begin)
+    tail = rest.partition(end)[2]
+    with atomic_path(PAGE) as path:
+        path.write_text(head + begin + "\n" + "\n".join([*blocks(found), "", *table(found)]) + "\n\n" + end + tail)
+    print("\n".join([*blocks(found), "", *table(found)]))
+
+
+if __name__ == "__main__":
+    main()

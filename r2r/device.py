@@ -1,0 +1,75 @@
+"""Where a model runs: the choice of a device, and the memory that is free there."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+
+from r2r.errors import InputError
+
+_DEVICES = ("cpu", "cuda", "mps")
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto": a GPU where there is one (CUDA, ROCm or Apple's). Raises InputError for a device that is not there."""
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r}; accepted: auto, {', '.join(_DEVICES)}, cuda:1 ...") from error
+    if device.type not in _DEVICES or (device.type != "cuda" and device.index):
+        raise InputError(f"device {name!r}; accepted: auto, {', '.join(_DEVICES)}, cuda:1 ...")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device that holds the module: that of its first parameter or buffer."""
+    return next(chain(module.parameters(), module.buffers())).device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a GPU, or to this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    free = [psutil.virtual_memory().available]
+    with suppress(OSError, ValueError):  # a container's limit
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free.append(limit - used)
+    return min(free)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that were taken so far: on a GPU by tensors, on a CPU by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def resident_memory() -> int:
+    """Bytes that this process holds now."""
+    return psutil.Process().memory_info().rss
+
+
+def release_freed_memory() -> None:
+    """Give back to the system what was freed but is kept for later, where the C library can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,130 @@
+"""A model's folder, read as what a stranger may have sent: sizes are checked before memory is taken."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from r2r.errors import InputError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HUB = "hf://"  # what the names of models on the Hugging Face Hub begin with
+_LARGEST_CONFIG = 2**20  # bytes
+_SMALL = 1024  # values: whether less may be missing, `load_state_dict` decides
+_TASK_NAME = re.compile(r"\w[\w .-]*")  # it is shown in terminals, and "+" joins several
+
+
+def read_config(folder: Path, build: Callable[..., nn.Module]) -> dict[str, Any]:
+    """Keyword arguments of `build`, from a folder's `config.json`. Raises InputError, naming the file."""
+    path = folder / CONFIG
+    try:
+        if path.stat().st_size > _LARGEST_CONFIG:
+            raise ValueError("it is larger than 1 MB")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is not a model: {CONFIG} is missing") from error
+    except RecursionError as error:
+        raise InputError(f"{path} does not describe an R2R model: it is nested too deeply") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} does not describe an R2R model: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} does not describe an R2R model: it holds no names with values")
+    unknown = config.keys() - inspect.signature(build).parameters.keys()
+    if unknown:
+        raise InputError(f"{path} does not describe an R2R model: {', '.join(sorted(unknown))!r} is unknown")
+    tasks = config.get("tasks")
+    if not isinstance(tasks, list) or not all(isinstance(task, str) and _TASK_NAME.fullmatch(task) for task in tasks):
+        raise InputError(f"{path} does not describe an R2R model: tasks must be names of letters, digits, - and _")
+    return config
+
+
+def read_weights(folder: Path, config: Mapping[str, Any], build: Callable[..., nn.Module]) -> dict[str, Tensor]:
+    """The tensors of a folder's `model.safetensors`, on the CPU, once its header fits `build(**config)`.
+
+    Raises InputError, naming the file, where it is damaged, its names, shapes or types are others, or a value is NaN
+    or infinite. Until the header is known to fit, no memory is taken for tensors.
+    """
+    path = folder / WEIGHTS
+    try:
+        found = _header(path)
+        _check_shapes(path, found, _wanted(folder / CONFIG, len(found), config, build))
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} is not a model: {WEIGHTS} is missing") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read, it is damaged or cut short: {error}") from error
+    check_finite(path, state)
+    counts, slots = state["bank.counts"], state["bank.keys"].shape[1]
+    if not bool(((counts >= 0) & (counts <= slots)).all()):
+        raise InputError(f"{path} does not fit its {CONFIG}: bank.counts must be 0 to {slots}, got {counts.tolist()}")
+    return state
+
+
+def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raises InputError where a value is NaN or infinite: such a model gives black pictures."""
+    for name, x in state.items():
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise InputError(f"{path} holds NaN or infinite values, in {name}")
+
+
+def _header(path: Path) -> dict[str, tuple[list[int], bool]]:
+    """Shape of each tensor and whether it is floating point, without reading any."""
+    if not path.stat().st_size:
+        raise InputError(f"{path} cannot be read, it is damaged or cut short: it is empty")
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        parts = {name: file.get_slice(name) for name in names}
+        return {name: (part.get_shape(), "F" in part.get_dtype()) for name, part in parts.items()}
+
+
+def _wanted(
+    path: Path, tensors: int, config: Mapping[str, Any], build: Callable[..., nn.Module]
+) -> dict[str, tuple[list[int], bool]]:
+    """What `_header` gives for a model of this configuration."""
+    blocks = [config.get(name, []) for name in ("encoder_blocks", "decoder_blocks", "memory_blocks")]
+    try:
+        # A model of more blocks than the file has tensors would take long to build.
+        if sum(sum(levels) for levels in blocks) + config.get("middle_blocks", 0) > tensors:
+            raise ValueError(f"it asks for more blocks than the {tensors} tensors of {WEIGHTS} hold")
+        with torch.device("meta"):
+            model = build(**config)
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"{path} does not describe an R2R model: {line}") from error
+    return {name: ([*x.shape], x.is_floating_point()) for name, x in model.state_dict().items()}
+
+
+def _check_shapes(
+    path: Path, found: Mapping[str, tuple[list[int], bool]], wanted: Mapping[str, tuple[list[int], bool]]
+) -> None:
+    def mismatch(what: str) -> InputError:
+        return InputError(f"{path} does not fit its {CONFIG}: {what}")
+
+    missing = {
+        name
+        for name in wanted.keys() - found.keys()
+        if math.prod(wanted[name][0]) > _SMALL or name in ("bank.keys", "bank.counts")
+    }
+    for names, what in ((missing, "missing"), (found.keys() - wanted.keys(), "unexpected")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise mismatch(f"{min(names)}{more} {'is' if len(names) == 1 else 'are'} {what}")
+    for name, (shape, floating) in wanted.items():
+        given, given_floating = found.get(name, (shape, floating))
+        slots = name.startswith("bank.") and len(shape) == 5  # a bank takes on the number of slots that it is given
+        if len(given) != len(shape) or any(
+            a != b for axis, (a, b) in enumerate(zip(given, shape, strict=True)) if not (slots and axis == 1)
+        ):
+            raise mismatch(f"{name} is {given}, not {shape}")
+        if given_floating != floating:
+            raise mismatch(f"{name} holds {'floating point' if given_floating else 'whole'} numbers")

@@ -1,0 +1,114 @@
+"""`report.json`: what became of each photo, true at every moment of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from r2r.errors import InputError
+from r2r.files import atomic_path
+
+REPORT = "report.json"
+
+# The report is one JSON object with one file on a line. A line is added by writing over the end, which is short.
+_END = '\n  ],\n  "complete": {}\n}}\n'
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one file. `size` in bytes and `modified` in ns are those of the input when it was read. A score is
+    None for a task that has no slots; `error` is None where all went well."""
+
+    input: str
+    output: str
+    size: int = 0
+    modified: int = 0
+    tasks: tuple[str, ...] = ()
+    scores: dict[str, float | None] = field(default_factory=dict)
+    height: int | None = None
+    width: int | None = None
+    tiles: int | None = None
+    seconds: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An input that was left out, and why."""
+
+    input: str
+    reason: str
+
+
+@dataclass
+class RestorationReport:
+    """settings: a fingerprint of the model and of everything that decides what the outputs look like. unchanged: how
+    many of the files an earlier run had done. complete: False while files are still to come, and where the run was
+    interrupted."""
+
+    settings: str = ""
+    skipped: list[Skipped] = field(default_factory=list)
+    files: list[FileResult] = field(default_factory=list)
+    unchanged: int = 0
+    complete: bool = False
+
+    @property
+    def failed(self) -> int:
+        return sum(result.error is not None for result in self.files)
+
+    @property
+    def restored(self) -> int:
+        """Files of this run, without those that were done before."""
+        return len(self.files) - self.failed - self.unchanged
+
+    def write(self, path: Path) -> None:
+        """Atomically, the whole report. Raises InputError."""
+        head = json.dumps({"settings": self.settings, "unchanged": self.unchanged}, indent=2).removesuffix("\n}")
+        skipped = ",".join(f"\n    {_line(one)}" for one in self.skipped)
+        files = ",".join(f"\n    {_line(one)}" for one in self.files)
+        text = f'{head},\n  "skipped": [{skipped}\n  ],\n  "files": [{files}'
+        with atomic_path(path) as temporary:
+            temporary.write_text(text + _END.format(json.dumps(self.complete)), encoding="utf-8")
+
+    def append(self, result: FileResult, path: Path) -> None:
+        """Add one file, to the report at `path` too, which is an incomplete one of `write`. Raises InputError."""
+        first = not self.files
+        self.files.append(result)
+        end = _END.format("false").encode()
+        line = ("" if first else ",") + f"\n    {_line(result)}"
+        try:
+            with open(path, "r+b") as file:
+                file.seek(-len(end), 2)
+                file.write(line.encode() + end)  # one call, which a killed process has made or has not
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _line(one: FileResult | Skipped) -> str:
+    return json.dumps(asdict(one), allow_nan=False)  # ASCII: names that are not UTF-8 come through too
+
+
+def read_done(path: Path, settings: str) -> dict[str, FileResult]:
+    """Of an earlier report, also of a damaged one: the files that were restored with these settings, by input."""
+    done: dict[str, FileResult] = {}
+    known = {one.name for one in fields(FileResult)}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    if f'  "settings": {json.dumps(settings)},' not in lines[:3]:
+        return {}
+    for line in lines:
+        with suppress(ValueError, TypeError, RecursionError):
+            entry: Any = json.loads(line.strip().rstrip(","), parse_constant=_refuse)
+            if isinstance(entry, Mapping) and entry.keys() == known and entry["error"] is None:
+                done[str(entry["input"])] = FileResult(**{**entry, "tasks": tuple(entry["tasks"])})
+    return done
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)

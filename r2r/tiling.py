@@ -1,0 +1,269 @@
+"""Restoring one photo of any size within a memory budget: whole, or in tiles that share one query."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from r2r.data.images import from_float, to_float
+from r2r.device import device_of, free_memory
+from r2r.errors import InputError
+from r2r.model import R2R, Features, Task
+
+_SMALLEST_TILE = 192
+_LEAST_MARGIN = 16  # pixels at a tile's edge that do not count, as convolutions see zeros beyond it
+_BLEND = 32  # pixels over which one tile turns into the next
+
+# Peak of the eager float32 forward beyond the weights, in floats for each pixel and channel of the first level.
+# Measured as the growth of a process at 512^2 and 1024^2: 21, 20 at width 8; 21, 15 at width 16; 18, 14 at width 32.
+# The kernels take less (9 on a CPU), but the fast model is to cut the same tiles, so that its answers are the same.
+_FLOATS_PER_PIXEL = 21
+
+# Of the rows of tiles that are being blended, for each pixel: twice in floats, and what storing them takes.
+_BYTES_PER_BAND_PIXEL = 64
+
+# The default budget of a tile. Constant, so that a photo gives the same result on most machines, and no larger, as the
+# eager model's time for a pixel doubles on a CPU from tiles of 512^2 to 1536^2.
+DEFAULT_MEMORY = 2 * 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class RestoredPhoto:
+    """`pixels` of the shape and dtype given; `tasks` that took part, none where nothing was found and the pixels stay
+    as they are; `scores`, how likely each task is, in [0, 1]; number of `tiles`."""
+
+    pixels: np.ndarray
+    tasks: tuple[str, ...]
+    scores: dict[str, float]
+    tiles: int
+
+
+@torch.inference_mode()
+def restore_photo(
+    model: R2R,
+    pixels: np.ndarray,
+    task: Task = None,
+    memory: int | None = None,
+    out: np.ndarray | None = None,
+    strength: float = 1.0,
+    visible: np.ndarray | None = None,
+) -> RestoredPhoto:
+    """Restore one photo, [H, W, 3] or grey [H, W, 1] with H, W >= 1, blind or told the task; for `task` and `strength`
+    see `R2R.restore`.
+
+    pixels: uint8, uint16, or float32 in [0, 1], of any strides. out: where the result goes, of their shape and dtype;
+    it may be `pixels`. visible: bool [H, W], False where transparency hides the colours: those stay as they are, and
+    have no part in the result.
+    memory: bytes that the activations may take; by default half of what is free on the model's device, of which those
+    of one tile take at most 2 GiB. A photo that needs more is restored in overlapping tiles, blended without seams,
+    after a first pass over them has assembled one query for the whole photo: every tile gets its part of the same
+    readout. Features of that pass are kept as far as the memory reaches; those of other tiles are made again. What
+    still differs from one piece is the network's channel attention: with the model's `window` only where that reaches
+    beyond a tile, else everywhere, as its means are taken over a tile.
+    Raises InputError for other arrays, NaN, values outside [0, 1], another strength, and a budget too small for the
+    smallest tile.
+    """
+    _check_pixels(pixels)
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength must be in 0..1, got {strength}")
+    out = np.empty_like(pixels) if out is None else out
+    if visible is not None and not visible.all():
+        return _restore_visible(model, pixels, task, memory, out, strength, visible)
+    device = device_of(model)
+    side = tile_side(model, memory)
+    height, width = (size + -size % model.stride for size in pixels.shape[:2])
+    if height * width <= side * side:
+        image, chosen, scores = model.restore(_as_tensor(pixels).to(device), task, strength)
+        _store(image, out)
+        tiles = 1
+    else:
+        budget = free_memory(device) // 2 if memory is None else memory
+        side = tile_side(model, memory, across=width)
+        chosen, scores, tiles = _restore_tiled(model, pixels, out, side, task, strength, budget)
+    taking_part = chosen[0] if chosen.dtype == torch.bool else torch.arange(len(model.tasks), device=device) == chosen
+    return RestoredPhoto(
+        out,
+        tuple(name for name, taken in zip(model.tasks, taking_part.tolist(), strict=True) if taken),
+        dict(zip(model.tasks, model.probabilities(scores)[0].tolist(), strict=True)),
+        tiles,
+    )
+
+
+def _restore_visible(
+    model: R2R,
+    pixels: np.ndarray,
+    task: Task,
+    memory: int | None,
+    out: np.ndarray,
+    strength: float,
+    visible: np.ndarray,
+) -> RestoredPhoto:
+    """The part of the photo around what can be seen; what is hidden in it looks like the nearest pixel that is seen."""
+    out[...] = pixels
+    if not visible.any():
+        return RestoredPhoto(out, (), dict.fromkeys(model.tasks, 0.0), 0)
+    rows, columns = (np.flatnonzero(visible.any(axis)) for axis in (1, 0))
+    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    seen = visible[part]
+    y, x = distance_transform_edt(~seen, return_distances=False, return_indices=True)
+    restored = restore_photo(model, pixels[part][y, x], task, memory, strength=strength)
+    out[part][seen] = restored.pixels[seen]
+    return replace(restored, pixels=out)
+
+
+def _check_pixels(pixels: np.ndarray) -> None:
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+        raise InputError(f"a photo must be [H, W, 3] or [H, W, 1] with H, W >= 1, got {list(pixels.shape)}")
+    if pixels.dtype not in (np.uint8, np.uint16, np.float32):
+        raise InputError(f"a photo must be of uint8, uint16 or float32, got {pixels.dtype}")
+    if pixels.dtype == np.float32 and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise InputError("a photo must hold values in [0, 1], got others or NaN")
+
+
+def _as_tensor(pixels: np.ndarray) -> Tensor:
+    """[H, W, C] samples -> float32 [1, 3, H, W] in [0, 1]."""
+    values = torch.from_numpy(np.ascontiguousarray(to_float(pixels))).permute(2, 0, 1)[None]
+    return values.expand(-1, 3, -1, -1).contiguous()
+
+
+def _store(image: Tensor, out: np.ndarray) -> None:
+    """float [1, 3, H, W] -> the samples `out` [H, W, C], clipped and rounded; grey is the mean of the colours."""
+    values = image[0].float().mean(0, keepdim=True) if out.shape[2] == 1 else image[0].float()
+    if not bool(values.isfinite().all()):
+        raise InputError("the model's answer is not finite: its weights are damaged, or too large for this precision")
+    out[...] = from_float(values.permute(1, 2, 0).cpu().numpy(), out.dtype)
+
+
+def tile_side(model: R2R, memory: int | None = None, across: int = 0) -> int:
+    """Side in pixels of the largest square that `memory` bytes restore at once; across: width of the photo that the
+    squares are cut from, of which a band is held too. Raises InputError for too few bytes."""
+    bytes_per_pixel, band = _bytes_per_pixel(model), _BYTES_PER_BAND_PIXEL * across
+    least = _SMALLEST_TILE * (_SMALLEST_TILE * bytes_per_pixel + band)
+    if memory is None:
+        band = 0  # the default does not depend on the photo
+        memory = max(least, min(DEFAULT_MEMORY, free_memory(device_of(model)) // 2))
+    if memory < least:
+        raise InputError(f"memory of {memory} bytes; this model needs {least} or more")
+    side = (math.isqrt(band**2 + 4 * bytes_per_pixel * memory) - band) // (2 * bytes_per_pixel)
+    return side // model.stride * model.stride
+
+
+def _bytes_per_pixel(model: R2R) -> int:
+    return 4 * _FLOATS_PER_PIXEL * model.intro.out_channels
+
+
+class _Window(NamedTuple):
+    """One tile along one axis: pixels [start, stop), and the weight of each of them in the blend."""
+
+    start: int
+    stop: int
+    weight: Tensor
+
+    def cells(self, stride: int) -> slice:
+        """The window on the grid of the deepest features."""
+        return slice(self.start // stride, self.stop // stride)
+
+
+def _windows(length: int, side: int, stride: int, margin: int) -> list[_Window]:
+    """Evenly spread windows over `length`: as few of `side` pixels as cover it, then no larger than it takes; multiples
+    of `stride`. `margin` pixels of each do not count at its edges. The weights sum to 1 everywhere."""
+    overlap = 2 * margin + _BLEND
+    number = 1 if side >= length else math.ceil((length - overlap) / (side - overlap))
+    enough = math.ceil((length + (number - 1) * overlap) / number / stride) * stride
+    side = min(side, length, max(enough, _SMALLEST_TILE))
+    starts = [(length - side) * index // max(number - 1, 1) // stride * stride for index in range(number)]
+    weights = torch.zeros(number, length)
+    for weight, start in zip(weights, starts, strict=True):
+        before = torch.arange(side) + 0.5 - margin if start > 0 else torch.full((side,), torch.inf)
+        after = (torch.arange(side) + 0.5 - margin).flip(0) if start + side < length else torch.full((side,), torch.inf)
+        weight[start : start + side] = torch.minimum(before, after).clamp(0, _BLEND)
+    weights /= weights.sum(0)
+    return [_Window(start, start + side, w[start : start + side]) for start, w in zip(starts, weights, strict=True)]
+
+
+def _restore_tiled(
+    model: R2R, pixels: np.ndarray, out: np.ndarray, side: int, task: Task, strength: float, budget: int
+) -> tuple[Tensor, Tensor, int]:
+    """Fill `out`; give the chosen task, the scores, and the number of tiles. Of the budget in bytes, what a tile leaves
+    is for features of the first pass."""
+    device, stride = device_of(model), model.stride
+    padded = [size + -size % stride for size in pixels.shape[:2]]
+    # Attention reaches half a window far. As much at a tile's edge does not count, as long as enough of it is left.
+    margin = max(_LEAST_MARGIN, min(model.window // 2, side // 6) // stride * stride)
+    rows, columns = (_windows(length, side, stride, margin) for length in padded)
+
+    def cut(y: _Window, x: _Window) -> Tensor:  # short at the photo's right and lower border, where it is padded
+        return _as_tensor(pixels[y.start : y.stop, x.start : x.stop]).to(device)
+
+    query, kept = _assemble_query(model, cut, rows, columns, padded, budget)
+    match = model.match(query, task)
+    if model.mixtures and not bool(match.task.any()):
+        out[...] = pixels
+        return match.task, match.scores, len(rows) * len(columns)
+    spread = [_spreading(match.readout.shape[2], length // stride, match.readout) for length in padded]
+
+    def restored(y: _Window, x: _Window) -> Tensor:
+        tile = cut(y, x)
+        features = kept.pop((y.start, x.start), None) or model.encode(tile)
+        _, value = model.query(features.deep)
+        (y_cells, x_cells) = (window.cells(stride) for window in (y, x))
+        readout = spread[0][y_cells] @ match.readout @ spread[1][x_cells].T
+        return torch.lerp(tile, model.decode(tile, features, value, readout).float(), strength).cpu()
+
+    # Rows of `out` that no later tile reads or adds to are stored at once: `out` may be `pixels`.
+    carried = torch.zeros(1, 3, 0, pixels.shape[1])
+    for y, following in zip(rows, [*rows[1:], None], strict=True):
+        stop = min(y.stop, pixels.shape[0])
+        band = F.pad(carried, (0, 0, 0, stop - y.start - carried.shape[2]))
+        for x in columns:
+            image = restored(y, x)
+            height, width = image.shape[2:]
+            weight = y.weight[:height, None] * x.weight[:width]
+            band[:, :, :, x.start : x.start + width] += image * weight
+        done = (following.start if following else stop) - y.start
+        _store(band[:, :, :done], out[y.start : y.start + done])
+        carried = band[:, :, done:].clone()
+    return match.task, match.scores, len(rows) * len(columns)
+
+
+def _assemble_query(
+    model: R2R,
+    cut: Callable[[_Window, _Window], Tensor],
+    rows: Sequence[_Window],
+    columns: Sequence[_Window],
+    padded: Sequence[int],
+    budget: int,
+) -> tuple[Tensor, dict[tuple[int, int], Features]]:
+    """One query [1, Ck, H / stride, W / stride] of all tiles, and the features that the budget has room for."""
+    device, stride = device_of(model), model.stride
+    query = torch.zeros(1, model.bank.keys.shape[2], *(length // stride for length in padded), device=device)
+    kept: dict[tuple[int, int], Features] = {}
+    room = budget - _bytes_per_pixel(model) * max(
+        (y.stop - y.start) * (x.stop - x.start) for y in rows for x in columns
+    )
+    room -= query.nbytes + _BYTES_PER_BAND_PIXEL * padded[1] * max(y.stop - y.start for y in rows)
+    for y in rows:
+        for x in columns:
+            y_weight, x_weight = (F.avg_pool1d(one.weight[None], stride)[0].to(device) for one in (y, x))
+            features = model.encode(cut(y, x))
+            key, _ = model.query(features.deep)
+            query[:, :, y.cells(stride), x.cells(stride)] += key * y_weight[:, None] * x_weight
+            size = sum(part.nbytes for part in (features.deep, *features.skips))
+            if size <= room:
+                kept[y.start, x.start] = features
+                room -= size
+    return query, kept
+
+
+def _spreading(size: int, length: int, like: Tensor) -> Tensor:
+    """[length, size]: what area resizing from `size` to `length` cells multiplies with, along one axis."""
+    identity = torch.eye(size, dtype=like.dtype, device=like.device)
+    return F.adaptive_avg_pool1d(identity[None], length)[0].T
