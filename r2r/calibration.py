@@ -56,13 +56,14 @@ def fit(seen: Observations) -> tuple[Tensor, Tensor]:
     gain, offset = [], []
     for task in range(seen.scores.shape[1]):
         known = (seen.labels[:, task] != 0.5) & seen.scores[:, task].isfinite()
-        line = _logistic(seen.scores[known, task], seen.labels[known, task], seen.weights[known], f"task {task}")
+        line = logistic(seen.scores[known, task], seen.labels[known, task], seen.weights[known], f"task {task}")
         gain.append(line[0])
         offset.append(line[1])
     return torch.tensor(gain), torch.tensor(offset)
 
 
-def _logistic(score: Tensor, label: Tensor, weight: Tensor, name: str) -> tuple[float, float]:
+def logistic(score: Tensor, label: Tensor, weight: Tensor, name: str) -> tuple[float, float]:
+    """gain and offset of one task, from scores [N], labels (1 or 0) and weights; see `fit`."""
     score, label, weight = score.double(), label.double(), weight.double()
     positive, negative = int(label.sum()), int((1 - label).sum())
     if not positive or not negative:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from r2r.calibration import logistic
 from r2r.data.dataset import EvaluationPairs, Source, TrainingPairs
 from r2r.data.degradations import TASK_DEGRADATIONS, parse_degradation
 from r2r.data.folders import Pair
@@ -92,9 +93,12 @@ def learn_task(
     entry.to(device)
     optimiser = torch.optim.Adam(entry.parameters(), lr=learning.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, learning.steps)
+    seen: list[tuple[Tensor, Tensor]] = []
     for step, (lq, hq, labels) in enumerate(DataLoader(data, batch_sampler=sampler), start=1):
         own = labels[:, number] == 1 if model.mixtures else labels == number
         loss = entry.loss(model, lq.to(device), hq.to(device), labels.to(device), own.to(device))
+        if step > learning.steps // 2:
+            seen.append((entry.score.detach().cpu(), own.float()))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -102,7 +106,11 @@ def learn_task(
         if progress is not None:
             progress(step, float(loss.detach()))
     model.bank.add_task(name, entry.keys.detach(), entry.values.detach())
-    model.bank.gain[-1], model.bank.offset[-1] = entry.gain.detach(), entry.offset.detach()
+    gain, offset = float(entry.gain.detach()), float(entry.offset.detach())
+    scores, labels = (torch.cat(part) for part in zip(*seen, strict=True))
+    if model.mixtures and 0 < int(labels.sum()) < len(labels):  # the threshold moves slower than keys do
+        gain, offset = logistic(scores, labels, torch.ones_like(labels), name)
+    model.bank.gain[-1], model.bank.offset[-1] = gain, offset
     return model
 
 
@@ -136,6 +144,7 @@ class _Entry(nn.Module):
             old = bank.calibrated(model.retrieval.scores(pooled.flatten(1)[:, None], bank.keys, bank.counts)[:, 0])
         count = bank.counts.new_tensor([len(self.keys)])
         score = model.retrieval.scores(pooled.flatten(1)[:, None], self.keys[None], count)[:, 0, 0]
+        self.score = score
         score = score * self.gain + self.offset
         if model.mixtures:
             match = F.binary_cross_entropy_with_logits(score, own.to(score))
