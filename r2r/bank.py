@@ -108,8 +108,9 @@ class DegradationBank(KeepsLayout):
             if slots == values.shape[1] != self.keys.shape[1]:
                 self.keys = self.keys.new_zeros(len(self.tasks), slots, *self.keys.shape[2:])
                 self.values = self.values.new_zeros(len(self.tasks), slots, *self.values.shape[2:])
-        for name in ("gain", "offset"):  # files of earlier versions have none
-            state_dict.setdefault(prefix + name, getattr(self, name))
+        # Files of earlier versions have neither.
+        state_dict.setdefault(prefix + "gain", torch.ones(len(self.tasks)))
+        state_dict.setdefault(prefix + "offset", torch.zeros(len(self.tasks)))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.empty = not bool(self.counts.any())
 

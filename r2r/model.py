@@ -72,8 +72,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     residual: what the amalgamator sees of it, "mean" or "full". mixtures: images may carry several degradations, or
     none; labels are then masks [N, T], every task that scores above 0 takes part, and an image for which none does is
     given back as it is. matching: without mixtures, blind, the best task's slots are mixed ("hard") or those of all
-    tasks ("soft"). gate_kernel: 1 or 3. padding: at the right and lower border, to a multiple of the stride: "mirror"
-    or "zeros" (published). window: side, in pixels, of the windows over which channel attention takes its means and
+    tasks ("soft"). gate_kernel: 1 or 3. padding: at the right and lower border, "mirror" or "zeros" (published); see
+    `padded`. window: side, in pixels, of the windows over which channel attention takes its means and
     from which tasks are voted for when the model restores; 0 takes the whole image (published). amalgamator: False
     leaves it out; such a model restores, and trains on a fixed bank.
     """
@@ -197,12 +197,17 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     # -- the model, in the order of the paper -------------------------------------------------------------------
 
     def encode(self, lq: Tensor) -> Features:
-        """[N, 3, H, W] -> features of the input, padded right and below to a multiple of `stride`."""
-        height, width = lq.shape[2:]
-        down, across = -height % self.stride, -width % self.stride
+        """[N, 3, H, W] -> features of the input, padded right and below (see `padded`)."""
+        down, across = (self.padded(length) - length for length in lq.shape[2:])
         padded = F.pad(lq, (0, across, 0, down)) if self.padding == "zeros" else _mirrored(lq, down, across)
         deep, skips, _ = self.encoder(self.intro(padded))
         return Features(deep, skips)
+
+    def padded(self, length: int) -> int:
+        """What a height or width is padded to: the next multiple of `stride`. Where borders are mirrored, an image to
+        restore becomes at least as large as the crop whose query fills a slot: less shows too little to match."""
+        least = 0 if self.training or self.padding == "zeros" else self.stride * self.bank.size
+        return torch.sym_max(length + -length % self.stride, least)
 
     def query(self, deep: Tensor) -> tuple[Tensor, Tensor]:
         """The deepest features -> D_K [N, Ck, h, w] and D_V [N, Cv, h, w] (R2R, equation 1)."""
@@ -459,9 +464,13 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         weights = folder / WEIGHTS
         config = read_config(folder, cls)
         state = read_weights(folder, config, cls)
-        model = cls(**config).to(device)
+        with torch.device("meta"):  # what the config asks for takes no memory: the tensors are those of the file
+            model = cls(**config)
+        wide = {name: torch.float32 if x.is_floating_point() else x.dtype for name, x in state.items()}
+        # Copies, as those of the file lie unaligned in memory, where products are slower and round otherwise.
+        state = {name: x.to(device, wide[name], copy=True) for name, x in state.items()}
         try:
-            model.load_state_dict(state)
+            model.load_state_dict(state, assign=True)
         except RuntimeError as error:
             first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
             raise InputError(f"{weights} does not fit its config.json: {first}") from error

@@ -79,7 +79,7 @@ def restore_photo(
         return _restore_visible(model, pixels, task, memory, out, strength, visible)
     device = device_of(model)
     side = tile_side(model, memory)
-    height, width = (size + -size % model.stride for size in pixels.shape[:2])
+    height, width = map(model.padded, pixels.shape[:2])
     if height * width <= side * side:
         image, chosen, scores = model.restore(_as_tensor(pixels).to(device), task, strength)
         _store(image, out)
@@ -195,7 +195,7 @@ def _restore_tiled(
     """Fill `out`; give the chosen task, the scores, and the number of tiles. Of the budget in bytes, what a tile leaves
     is for features of the first pass."""
     device, stride = device_of(model), model.stride
-    padded = [size + -size % stride for size in pixels.shape[:2]]
+    padded = [model.padded(length) for length in pixels.shape[:2]]
     # Attention reaches half a window far. As much at a tile's edge does not count, as long as enough of it is left.
     margin = max(_LEAST_MARGIN, min(model.window // 2, side // 6) // stride * stride)
     rows, columns = (_windows(length, side, stride, margin) for length in padded)

@@ -75,6 +75,16 @@ def test_a_config_that_asks_for_something_else_than_the_file_holds(
     refused(folder, line)
 
 
+def test_a_frozen_models_config_may_not_ask_for_more_slots_than_there_are(tiny_model: R2R, tmp_path: Path) -> None:
+    bank = tiny_model.freeze_bank().bank
+    bank.add_task("desnow", torch.rand(12, *bank.keys.shape[2:]), torch.rand(12, *bank.values.shape[2:]))
+    tiny_model.save_pretrained(tmp_path)
+    assert R2R.from_pretrained(tmp_path).bank.keys.shape[1] == 12  # more than a capacity of 10 makes are fine
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "capacity": 10**12}))
+    refused(tmp_path, r"does not fit its config.json: bank.keys is \[4, 12, .*\], not \[4, 8\d+, ")
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

@@ -17,9 +17,10 @@ PHOTO = skimage.data.astronaut()[:400, 60:480] / np.float32(255)
 SMALL = PHOTO[:40, 100:150]
 
 
-def memory_for(side: int) -> int:
-    """Just enough memory for the fixture's models to restore tiles of this side."""
-    return 84 * 4 * side**2  # 84 bytes for each pixel and channel of the first level, of which they have 4
+def memory_for(side: int, across: int = PHOTO.shape[1]) -> int:
+    """Just enough memory for the fixture's models to restore tiles of this side from a photo of this width."""
+    # 84 bytes for each pixel and channel of the first level, of which they have 4; 64 for each pixel of a padded band.
+    return 84 * 4 * side**2 + 64 * (across + -across % 16) * side
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 3), (1, 70), (48, 64)])
@@ -152,7 +153,7 @@ def test_a_strip_needs_no_tiles_and_a_long_one_is_cut_along_one_side(tiny_model:
     memory = memory_for(192)
     assert restore_photo(tiny_model, PHOTO[:64], memory=memory).tiles == 1
     strip = np.tile(PHOTO[:100], (1, 2, 1))
-    tiled = restore_photo(tiny_model, strip, memory=memory)
+    tiled = restore_photo(tiny_model, strip, memory=memory_for(192, strip.shape[1]))
     assert tiled.tiles > 1
     assert np.abs(tiled.pixels - restore_photo(tiny_model, strip).pixels).mean() < 2e-3
 
@@ -160,15 +161,16 @@ def test_a_strip_needs_no_tiles_and_a_long_one_is_cut_along_one_side(tiny_model:
 def test_what_the_first_pass_made_is_kept_as_far_as_the_memory_reaches(
     tiny_model: R2R, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tile = memory_for(192)
-    wanted = restore_photo(tiny_model, PHOTO, memory=tile)
+    wanted = restore_photo(tiny_model, PHOTO, memory=memory_for(192))
+    tile = memory_for(192, 0)  # the default does not depend on the photo
+    beside = 64 * 432 * 192 + 4 * 8 * 25 * 27  # a band of the padded photo, and its query
     encoded: list[torch.Size] = []
     tiny_model.encoder.register_forward_hook(lambda module, given, made: encoded.append(given[0].shape))
     monkeypatch.setattr(tiling, "DEFAULT_MEMORY", tile)
     # From 4 channels, doubled on each of five levels, a tile's features are 7.75 floats a pixel: four times that.
     for kept, number in ((0, 18), (4 * 31 * 192**2, 14), (2**32, 9)):
         encoded.clear()
-        monkeypatch.setattr(tiling, "free_memory", lambda device, kept=kept: 2 * (tile + kept))
+        monkeypatch.setattr(tiling, "free_memory", lambda device, kept=kept: 2 * (tile + beside + kept))
         restored = restore_photo(tiny_model, PHOTO)
         assert len(encoded) == number
         assert (restored.tiles, restored.pixels.tobytes()) == (9, wanted.pixels.tobytes())
