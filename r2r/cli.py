@@ -61,11 +61,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-MODEL_HELP = "Folder of a model, or hf://OWNER/NAME on the Hub."
-ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP)]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help=MODEL_HELP + " Without it, the one that comes along.")
-]
+MODEL_HELP, COMES_ALONG = "Folder of a model, or hf://OWNER/NAME on the Hub.", "By default the one that comes along."
+ModelArgument = Annotated[str | None, typer.Argument(help=f"{MODEL_HELP} {COMES_ALONG}")]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help=f"{MODEL_HELP} {COMES_ALONG}")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")]
 MemoryOption = Annotated[
     float | None, typer.Option(callback=_gigabytes, help="Gigabytes the work may take; larger photos are tiled.")
@@ -267,7 +265,7 @@ def restore(
 def evaluate(
     sets: Annotated[Path | None, typer.Argument(help="YAML file with several sets; see docs/evaluation.md.")] = None,
     model: ModelOption = None,
-    task: Annotated[str | None, typer.Option(help="The task of a single set.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task of a single set; several joined by +.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Folder {degraded,clean}/NAME.*")] = None,
     clean: Annotated[Path | None, typer.Option(help="Folder of clean photos, to be degraded.")] = None,
     sigma: Annotated[float | None, typer.Option(help="Noise level of 255 for clean photos.")] = None,
@@ -278,9 +276,9 @@ def evaluate(
     device: DeviceOption = "auto",
     eager: EagerOption = False,
 ) -> None:
-    """Measure PSNR and SSIM, blind and told, and how often the right task is matched.
+    """Measure PSNR and SSIM, blind, told and misled, and how often the right tasks are found.
 
-    Example: `r2r evaluate --model demo/model --task denoise --clean photos --sigma 25 --json result.json`
+    Example: `r2r evaluate --task denoise --clean photos --sigma 25 --json result.json`
     """
     from r2r.data.sources import build_source
     from r2r.device import pick_device
@@ -293,8 +291,9 @@ def evaluate(
     if sets is not None:
         chosen = load_sets(sets, loaded.tasks, loaded.mixtures)
     else:
-        entry = {"task": task, "pairs": pairs, "clean": clean, "sigma": sigma, "degradation": degradation}
-        source = build_source({key: str(v) for key, v in entry.items() if v is not None}, loaded.tasks)
+        given = {"pairs": pairs, "clean": clean, "sigma": sigma, "degradation": degradation}
+        entry = {key: str(value) for key, value in given.items() if value is not None}
+        source = build_source({"task": str(task).split("+"), **entry}, loaded.tasks)
         chosen = [evaluation_set(source, len(loaded.tasks), loaded.mixtures)]
     with progress_bar() as progress:
         bar = progress.add_task("evaluating", total=sum(len(one.pairs) for one in chosen))
@@ -332,7 +331,7 @@ def degrade(
 
 @app.command()
 def bank(
-    model: ModelArgument,
+    model: ModelArgument = None,
     remove: Annotated[str | None, typer.Option(help="Drop this task.")] = None,
     add_from: Annotated[Path | None, typer.Option(help="Another model to take tasks from that this one lacks.")] = None,
     learn: Annotated[str | None, typer.Option(help="Learn a new task of this name, in minutes.")] = None,
@@ -349,9 +348,9 @@ def bank(
     """Show what a model's bank holds, drop a task, take tasks over from another model of the same backbone, learn a new
     one (keys and values alone, the network stays as it is), or calibrate its scores.
 
-    Example: `r2r bank demo/model --remove deblur --out smaller`
+    Example: `r2r bank --remove deblur --out smaller`
 
-    Example: `r2r bank demo/model --learn desnow --clean photos --degradation snow --out larger`
+    Example: `r2r bank --learn desnow --clean photos --degradation snow --out larger`
     """
     import torch
     from rich.table import Table
@@ -428,7 +427,7 @@ def _learn(model: R2R, name: str, pairs: Path | None, clean: Path | None, spec: 
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="The published last.ckpt.")],
-    bank: Annotated[Path, typer.Option(help="Folder of <task>_key.pt and <task>_value.pt.")],
+    bank: Annotated[Path, typer.Option(help="Folder of TASK_key.pt and TASK_value.pt.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model.")],
 ) -> None:
     """Read a checkpoint of the published R2R into this project's format. Nothing in it is executed.
@@ -443,14 +442,14 @@ def convert(
 
 @app.command()
 def export(
-    model: ModelArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="*.pt2, for torch.export.load, or *.onnx.")],
+    model: ModelArgument = None,
 ) -> None:
     """Write a model as one file that needs nothing of this package: blind, any batch, height and width above 16.
 
     ONNX needs the packages onnx and onnxscript.
 
-    Example: `r2r export demo/model --out model.pt2`
+    Example: `r2r export --out model.pt2`
     """
     from r2r import R2R
     from r2r.export import export

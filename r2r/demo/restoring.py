@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import statistics
 import time
@@ -19,6 +18,7 @@ from rich.console import Console
 from skimage import data
 
 from r2r import R2R, fast
+from r2r.compare import figure, write_page
 from r2r.data.degradations import parse_degradation
 from r2r.data.images import read_rgb
 from r2r.files import atomic_path
@@ -26,6 +26,7 @@ from r2r.metrics import MAX_PSNR, psnr
 from r2r.report import FileResult
 from r2r.restoration import restore_files
 
+KINDS = ("degraded", "restored")  # folders of the demo
 LARGE = (2000, 3000)  # height and width of the photo that is restored in tiles, as so much does not go in one piece
 ROUNDS = 5  # of timing
 
@@ -70,6 +71,12 @@ class Shown:
             return "nothing wrong: left as it is"
         return ", ".join(f"{task} {self.result.scores[task]:.0%}" for task in self.result.tasks)
 
+    @property
+    def said(self) -> str:
+        """One line about it."""
+        tiles = f", {self.result.tiles} tiles" if (self.result.tiles or 1) > 1 else ""
+        return f"{self.found}; {self.before:.1f} -> {self.after:.1f} dB in {self.result.seconds:.1f} s{tiles}"
+
 
 def run_demo(out: Path, console: Console, model: str | None = None) -> list[Shown]:
     """Write the photos, the restored ones, `index.html` and `contact_sheet.jpg` into `out`. model: another than the one
@@ -85,10 +92,9 @@ def run_demo(out: Path, console: Console, model: str | None = None) -> list[Show
         if result.error:
             console.print(f"{case.title}: {result.error}", style="red")
             return
-        before, after = (_quality(out / folder / case.file, clean[case.file]) for folder in ("degraded", "restored"))
+        before, after = (_quality(out / kind / case.file, clean[case.file]) for kind in KINDS)
         shown.append(Shown(case, result, before, after))
-        found = f"{case.title}: {shown[-1].found}; {before:.1f} -> {after:.1f} dB in {result.seconds:.1f} s"
-        console.print(found, highlight=False)
+        console.print(f"{case.title}: {shown[-1].said}", highlight=False)
 
     files = [out / "degraded" / case.file for case in CASES]
     restore_files(frozen, files, out / "restored", overwrite=True, progress=add)
@@ -97,8 +103,14 @@ def run_demo(out: Path, console: Console, model: str | None = None) -> list[Show
     plain.load_state_dict(loaded.state_dict())
     ours, eager = _race(frozen, plain)
     speed = f"one photo of 256 x 256: {ours * 1e3:.0f} ms, {eager / ours:.1f} times as fast as plain PyTorch"
-    with atomic_path(out / "index.html") as path:
-        path.write_text(page(shown, speed), encoding="utf-8")
+    note = (
+        "Photos that come with scikit-image, degraded by this program, and restored by the model that comes with the "
+        f"package, which was told nothing. Left of the slider: degraded. Right of it: restored. {speed}."
+    )
+    figures = [
+        figure(*(out / kind / one.case.file for kind in KINDS), out, f"{one.case.title}: {one.said}") for one in shown
+    ]
+    write_page(out / "index.html", "What is wrong was found by the model itself", note, figures)
     console.print(speed, highlight=False)
     console.print(f"look at it: {out / 'index.html'}", highlight=False)
     return shown
@@ -130,7 +142,7 @@ def draw_sheet(path: Path, folder: Path, shown: Sequence[Shown]) -> None:
     pen = ImageDraw.Draw(sheet)
     for number, one in enumerate(shown):
         left, top = number % across * (2 * width + 12), number // across * (height + text)
-        for place, kind in enumerate(("degraded", "restored")):
+        for place, kind in enumerate(KINDS):
             with Image.open(folder / kind / one.case.file) as photo:
                 sheet.paste(ImageOps.fit(photo.convert("RGB"), (width, height)), (left + place * width, top))
         pen.text((left + 2, top + height + 4), f"{one.case.title}; found: {one.found}", fill="black")
@@ -155,36 +167,3 @@ def _race(ours: R2R, eager: R2R) -> tuple[float, float]:
             own.append(time.perf_counter() - start)
     first, second = (statistics.median(own[1:]) for own in times)
     return first, second
-
-
-def page(shown: Sequence[Shown], speed: str) -> str:
-    """HTML with a slider between before and after for each case; the photos lie beside it."""
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>R2R: photos restored</title>
-<style>
-:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
-body {{ max-width: 52rem; margin: 2rem auto; padding: 0 1rem }}
-.pair {{ position: relative; --shown: 50% }} img {{ display: block; width: 100% }}
-.before {{ position: absolute; inset: 0 0 auto; clip-path: inset(0 calc(100% - var(--shown)) 0 0) }}
-input {{ display: block; width: 100%; margin: .4rem 0 0 }}
-</style>
-<h1>What is wrong was found by the model itself</h1>
-<p>Photos that come with scikit-image, degraded by this program, and restored by the model that comes with the package.
-Left of the slider: degraded. Right of it: restored. {html.escape(speed)}.</p>
-{"".join(map(_section, shown))}
-</html>
-"""
-
-
-def _section(one: Shown) -> str:
-    title, file = html.escape(one.case.title), one.case.file
-    tiles = f", {one.result.tiles} tiles" if (one.result.tiles or 1) > 1 else ""
-    move = "this.parentNode.style.setProperty('--shown', this.value + '%')"
-    return f"""<section><h2>{title}</h2>
-<p>{html.escape(one.found)}. PSNR {one.before:.1f} &rarr; {one.after:.1f} dB, {one.result.seconds:.1f} s{tiles}.</p>
-<div class="pair"><img src="restored/{file}" alt="restored">
-<img class="before" src="degraded/{file}" alt="degraded">
-<input type="range" value="50" aria-label="{title}: how much of the degraded photo is shown" oninput="{move}"></div>
-</section>
-"""

@@ -45,7 +45,7 @@ def test_the_page_shows_every_case_before_and_after(tiny_model: R2R, tmp_path: P
     page = (tmp_path / "demo" / "index.html").read_text()
     text = console.export_text()
     for one in shown:
-        assert f"{one.case.title}: {one.found}; {one.before:.1f} -> {one.after:.1f} dB" in text
+        assert f"{one.case.title}: {one.found}; {one.before:.1f} -> {one.after:.1f} dB in " in text
         for folder in ("degraded", "restored"):
             assert f'src="{folder}/{one.case.file}"' in page
             assert (tmp_path / "demo" / folder / one.case.file).stat().st_size > 10_000
