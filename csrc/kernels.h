@@ -309,7 +309,7 @@ struct Kernels {
       const NAFBlock<T>&, int64_t n, const Tile&, int64_t begin, int64_t end, float* sums, float* scratch);
   // attention [channels] = the 1x1 convolution `sca` of mean [channels].
   void (*naf_block_attention)(const T* weight, const float* bias, int64_t channels, const float* mean, float* attention);
-  // The rest of the block for pixels [begin, end) of image n.
+  // The rest of the block for pixels [begin, end) of image n; without attention (nullptr) the second half alone, of x.
   void (*naf_block_second)(
       const NAFBlock<T>&, int64_t n, const float* attention, int64_t begin, int64_t end, float* scratch);
 

@@ -136,25 +136,31 @@ void second_sweep(
   constexpr int UNIT = VALUES_OF<F>;
   const NAFBlockWeights& w = op.weights;
   const int64_t channels = op.x.channels, depth = channels / UNIT;
-  const T* first_half = op.gated + n * channels * op.x.pixels;
+  const T* first_half = attention ? op.gated + n * channels * op.x.pixels : nullptr;
   float* y = scratch;
   F *x = (F*)(y + SECOND_PANELS * PANEL * channels), *gated = x + SECOND_PANELS * PANEL * depth;
   for (int64_t start = begin; start < end; start += SECOND_PANELS * PANEL) {
     const int64_t pixels = least(end - start, SECOND_PANELS * PANEL);
-    for (int64_t first = 0; first < pixels; first += PANEL) {
-      fill(op.x, n, start + first, least(PANEL, pixels - first), x + first * depth);
-    }
-    for (int64_t c = 0; c < channels; c += UNIT) {
-      const T* from = first_half + c * op.x.pixels + start;
-      for (int64_t p = 0; p < pixels; p += WIDTH) {
-        put<UNIT>(gated + p / PANEL * PANEL * depth + p % PANEL, c, [&](int i) __attribute__((always_inline)) {
-          const T* at = from + i * op.x.pixels + p;
-          __builtin_prefetch(at + SECOND_PANELS * PANEL);  // too many planes for the processor to see to it
-          return load_upto(at, pixels - p) * attention[c + i];
-        });
+    if (attention == nullptr) {  // the second half alone: y is what comes in
+      for (int64_t first = 0; first < pixels; first += PANEL) {
+        fill(op.x, n, start + first, least(PANEL, pixels - first), y + first * channels);
       }
+    } else {
+      for (int64_t first = 0; first < pixels; first += PANEL) {
+        fill(op.x, n, start + first, least(PANEL, pixels - first), x + first * depth);
+      }
+      for (int64_t c = 0; c < channels; c += UNIT) {
+        const T* from = first_half + c * op.x.pixels + start;
+        for (int64_t p = 0; p < pixels; p += WIDTH) {
+          put<UNIT>(gated + p / PANEL * PANEL * depth + p % PANEL, c, [&](int i) __attribute__((always_inline)) {
+            const T* at = from + i * op.x.pixels + p;
+            __builtin_prefetch(at + SECOND_PANELS * PANEL);  // too many planes for the processor to see to it
+            return load_upto(at, pixels - p) * attention[c + i];
+          });
+        }
+      }
+      residual_convolution(conv3, w.conv3_bias, w.beta, channels, gated, x, y, pixels);
     }
-    residual_convolution(conv3, w.conv3_bias, w.beta, channels, gated, x, y, pixels);
     F* normed = x;  // x has served
     for (int64_t first = 0; first < pixels; first += PANEL) {
       normalise(y + first * channels, normed + first * depth, channels, w.norm2_weight, w.norm2_bias, op.eps);

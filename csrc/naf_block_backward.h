@@ -228,6 +228,7 @@ inline void normed_convolution_backward(
 
 // The second half of panels [begin, end) of image n, from the gated channels: op.dy gets the gradient of the second half's
 // residual, op.gated that of what the attention scaled, dattention [channels] that of the attention, from these panels.
+// Without attention (nullptr) x is the second half's residual, and op.dx gets its gradient.
 template <class F, class T>
 void second_backward_sweep(
     const NAFBlockBackward<T>& op, const NAFBlockProducts<F>& products, int64_t n, const float* attention, int64_t begin,
@@ -237,7 +238,7 @@ void second_backward_sweep(
   const int64_t depth = channels / VALUES_OF<F>;
   const Images<const T> gated{op.gated, channels, op.x.pixels, false};
   const Images<T> residual{op.dy, channels, op.x.pixels, false};
-  T* dattended = op.gated + n * channels * op.x.pixels;
+  T* dattended = attention ? op.gated + n * channels * op.x.pixels : nullptr;
   float *y = scratch, *normed = y + size, *hidden = normed + size, *gate = hidden + 2 * size, *dy = gate + size;
   float *first_half = dy + size, *lanes = first_half + size;
   F *memory = (F*)(lanes + channels * LANES), *blocks = memory + size;
@@ -254,13 +255,15 @@ void second_backward_sweep(
         }
       }
     };
-    fill_panels(op.x, n, start, pixels, normed);
-    fill_panels(gated, n, start, pixels, first_half);
     fill_panels(op.dz, n, start, pixels, dy);
-    attend(gate);
-    residual_convolution(
-        products.conv3, w.conv3_bias, w.beta, channels, factors_of_channels(gate, channels, pixels, memory), normed, y,
-        pixels);
+    fill_panels(op.x, n, start, pixels, attention ? normed : y);
+    if (attention) {
+      fill_panels(gated, n, start, pixels, first_half);
+      attend(gate);
+      residual_convolution(
+          products.conv3, w.conv3_bias, w.beta, channels, factors_of_channels(gate, channels, pixels, memory), normed, y,
+          pixels);
+    }
     for (int64_t p = 0; p * PANEL < pixels; p++) {
       const float* panel = y + p * PANEL * channels;
       statistics(panel, channels, op.eps, mean[p], rstd[p]);
@@ -291,7 +294,8 @@ void second_backward_sweep(
         products.transposed_conv4, hidden, channels, pixels, w.norm2_weight, mean, rstd, memory, y, dnormed,
         sums.norm2_weight, sums.norm2_bias);
     add_panels(dnormed, dy, channels, pixels);
-    spill_panels(dy, residual, n, start, pixels);
+    spill_panels(dy, attention ? residual : op.dx, n, start, pixels);
+    if (!attention) continue;
 
     attend(gate);
     add_products(dy, channels, gate, channels, pixels, memory, blocks, sums.conv3_weight, sums.conv3_bias);
@@ -303,7 +307,7 @@ void second_backward_sweep(
           store_upto(dattended + row * op.x.pixels + start + pixel, value, pixels - pixel);
         });
   }
-  for (int64_t c = 0; c < channels; c++) dattention[c] = sum(load(lanes + c * LANES));
+  for (int64_t c = 0; attention && c < channels; c++) dattention[c] = sum(load(lanes + c * LANES));
 }
 
 // Conv1 and norm of panels [begin, end) of image n, from the gradient of op.hidden, and the residual.

@@ -6,20 +6,35 @@ namespace {
 
 constexpr size_t CONV1 = 2, CONV3 = 8, CONV4 = 13, CONV5 = 15;  // the matrices that pixels are multiplied with
 
-// Where a part of the pixels leaves its sums, of all parameters but the depthwise convolution's and the attention's.
-int64_t floats_of_sums(int64_t channels) {
-  return 6 * channels * padded(channels) + 10 * channels * LANES;
+// Where a part of the pixels leaves its sums, of all parameters but the depthwise convolution's and the attention's; of the
+// second half alone, those of the second half.
+int64_t floats_of_sums(int64_t channels, bool whole) {
+  return (whole ? 6 : 3) * channels * padded(channels) + (whole ? 10 : 5) * channels * LANES;
 }
 
-NAFBlockSums sums_at(float* memory, int64_t channels) {
+NAFBlockSums sums_at(float* memory, int64_t channels, bool whole) {
   const auto take = [&](int64_t floats) {
     float* taken = memory;
     memory += floats;
     return taken;
   };
   const int64_t matrix = channels * padded(channels), vector = channels * LANES;
-  return {take(vector), take(vector), take(2 * matrix), take(2 * vector), take(matrix), take(vector), take(vector),
-          take(vector), take(2 * matrix), take(2 * vector), take(matrix), take(vector)};
+  NAFBlockSums sums{};
+  if (whole) {
+    sums.norm1_weight = take(vector);
+    sums.norm1_bias = take(vector);
+    sums.conv1_weight = take(2 * matrix);
+    sums.conv1_bias = take(2 * vector);
+    sums.conv3_weight = take(matrix);
+    sums.conv3_bias = take(vector);
+  }
+  sums.norm2_weight = take(vector);
+  sums.norm2_bias = take(vector);
+  sums.conv4_weight = take(2 * matrix);
+  sums.conv4_bias = take(2 * vector);
+  sums.conv5_weight = take(matrix);
+  sums.conv5_bias = take(vector);
+  return sums;
 }
 
 // The sums of all parts, in their order.
@@ -43,10 +58,12 @@ struct Total {
   }
 };
 
+// To `to`, a block's 18 gradients; those of the first half where sums of it were made.
 void gradients(
     const NAFBlockWeights& w, int64_t channels, const Total& total, const NAFBlockSums& sums,
     const std::vector<float*>& to) {
   const int64_t stride = padded(channels);
+  const bool whole = sums.conv1_weight != nullptr;
   parallel(2 * channels, [&](int64_t begin, int64_t end) {
     std::vector<double> row(channels);
     const auto matrix = [&](const float* products, int64_t o, float* weight, double scale) {
@@ -64,16 +81,20 @@ void gradients(
       dscale[o] = static_cast<float>(of_scale);
     };
     for (int64_t o = begin; o < end; o++) {
-      matrix(sums.conv1_weight, o, to[2], 1);
-      to[3][o] = static_cast<float>(total.lanes(sums.conv1_bias + o * LANES));
+      if (whole) {
+        matrix(sums.conv1_weight, o, to[2], 1);
+        to[3][o] = static_cast<float>(total.lanes(sums.conv1_bias + o * LANES));
+      }
       matrix(sums.conv4_weight, o, to[13], 1);
       to[14][o] = static_cast<float>(total.lanes(sums.conv4_bias + o * LANES));
       if (o >= channels) continue;
-      scaled(sums.conv3_weight, sums.conv3_bias, o, w.conv3_weight, w.conv3_bias, w.beta, to[8], to[9], to[10]);
+      if (whole) {
+        scaled(sums.conv3_weight, sums.conv3_bias, o, w.conv3_weight, w.conv3_bias, w.beta, to[8], to[9], to[10]);
+      }
       scaled(sums.conv5_weight, sums.conv5_bias, o, w.conv5_weight, w.conv5_bias, w.gamma, to[15], to[16], to[17]);
       const float* norms[4] = {sums.norm1_weight, sums.norm1_bias, sums.norm2_weight, sums.norm2_bias};
       const int64_t at[4] = {0, 1, 11, 12};
-      for (int i = 0; i < 4; i++) to[at[i]][o] = static_cast<float>(total.lanes(norms[i] + o * LANES));
+      for (int i = whole ? 0 : 2; i < 4; i++) to[at[i]][o] = static_cast<float>(total.lanes(norms[i] + o * LANES));
     }
   });
 }
@@ -138,7 +159,7 @@ void naf_block_backward(
     // Images are taken in groups, for which there is memory to work in: what one sweep leaves there, the next should
     // find in a cache. A sweep over a group's panels that makes sums has parts, in number independent of that of the
     // threads: enough of them to share, each with enough pixels to be worth its sums, which are as large as the weights.
-    const int64_t most = work.size(0), each = panels(pixels), size = floats_of_sums(channels);
+    const int64_t most = work.size(0), each = panels(pixels), size = floats_of_sums(channels, true);
     int64_t parts = 2;
     while (parts < 64 && parts * 8 <= most * each && 2 * parts * matrix <= 1 << 19) parts *= 2;
     float* memory = shared_scratch(parts * size + 6 * matrix);
@@ -202,7 +223,7 @@ void naf_block_backward(
         parallel(parts, [&](int64_t begin, int64_t end) {
           float* kept = scratch(naf_block_backward_scratch(channels));
           for (int64_t part = begin; part < end; part++) {
-            const NAFBlockSums sums = sums_at(memory + part * size, channels);
+            const NAFBlockSums sums = sums_at(memory + part * size, channels, true);
             sweep(all * part / parts, all * (part + 1) / parts, [&](int64_t n, int64_t first, int64_t last) {
               body(part, n, first, last, sums, kept);
             });
@@ -243,7 +264,83 @@ void naf_block_backward(
         kernels(tag).naf_block_first_backward(op, n, first, last, sums, kept);
       });
     }
-    gradients(w, channels, Total{memory, parts, size}, sums_at(memory, channels), to);
+    gradients(w, channels, Total{memory, parts, size}, sums_at(memory, channels, true), to);
+  });
+}
+
+void gated_feed_forward_backward(
+    Tensor dz, Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor dx,
+    std::vector<Tensor> dparams) {
+  STD_TORCH_CHECK(params.size() == 7 && dparams.size() == 7, "the second half of a NAF block has 7 parameters");
+  for_dtype(x, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    constexpr size_t HALF = 11;  // where the second half's parameters begin among a block's
+    const int64_t channels = x.size(1), matrix = channels * channels;
+    const int64_t each = panels(x.size(2) * x.size(3)), all = x.size(0) * each;
+    const bool pairs = kernels(tag).pairs && channels % 2 == 0;
+    Floats floats;
+    NAFBlockWeights w{};
+    w.norm2_weight = floats(params[0]);
+    w.norm2_bias = floats(params[1]);
+    if (!pairs) w.conv4_weight = floats(params[2]);
+    w.conv4_bias = floats(params[3]);
+    w.conv5_weight = floats(params[4]);
+    w.conv5_bias = floats(params[5]);
+    w.gamma = floats(params[6]);
+    std::vector<float*> to(18);
+    for (size_t i = 0; i < 7; i++) to[HALF + i] = data<float>(dparams[i]);
+
+    // Parts, as in naf_block_backward.
+    const int64_t size = floats_of_sums(channels, false);
+    int64_t parts = 2;
+    while (parts < 64 && parts * 8 <= all && 2 * parts * matrix <= 1 << 19) parts *= 2;
+    float* memory = shared_scratch(parts * size + 3 * matrix);
+    const auto products = [&]<class F>(const F* conv4, const F* conv5) {
+      F *to_conv4 = reinterpret_cast<F*>(memory + parts * size), *to_conv5 = to_conv4 + 2 * matrix;
+      parallel((2 * channels + LANES - 1) / LANES, [&](int64_t begin, int64_t end) {
+        const auto& transpose = kernels(conv4).transpose_matrix;
+        const int64_t first = begin * LANES, last = std::min(end * LANES, 2 * channels);
+        transpose(conv4, nullptr, 2 * channels, channels, first, last, to_conv4);
+        transpose(conv5, w.gamma, channels, channels, first, std::min(last, channels), to_conv5);
+      });
+      return NAFBlockProducts<F>{nullptr, nullptr, conv4, nullptr, nullptr, to_conv4, to_conv5};
+    };
+    NAFBlockProducts<float> in_floats{};
+    NAFBlockProducts<T> in_pairs{};
+    if (pairs) {
+      const T *conv4 = data<T>(params[2]), *conv5 = data<T>(params[4]);
+      in_pairs = products(conv4, conv5);
+    } else {
+      in_floats = products(w.conv4_weight, w.conv5_weight);
+    }
+    const NAFBlockBackward<T> op{
+        w,
+        in_floats,
+        in_pairs,
+        pairs,
+        images<const T>(dz, channels_last),
+        images<const T>(x, channels_last),
+        images<T>(dx, channels_last),
+        nullptr,
+        nullptr,
+        nullptr,
+        nullptr,
+        static_cast<float>(eps)};
+    parallel(parts, [&](int64_t begin, int64_t end) {
+      float* kept = scratch(naf_block_backward_scratch(channels));
+      std::fill(memory + begin * size, memory + end * size, 0.0f);
+      for (int64_t part = begin; part < end; part++) {
+        const NAFBlockSums sums = sums_at(memory + part * size, channels, false);
+        int64_t at = all * part / parts;
+        const int64_t stop = all * (part + 1) / parts;
+        while (at < stop) {
+          const int64_t n = at / each, last = std::min(stop, (n + 1) * each);
+          kernels(tag).naf_block_second_backward(op, n, nullptr, at - n * each, last - n * each, nullptr, sums, kept);
+          at = last;
+        }
+      }
+    });
+    gradients(w, channels, Total{memory, parts, size}, sums_at(memory, channels, false), to);
   });
 }
 

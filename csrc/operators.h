@@ -29,6 +29,12 @@ void naf_block_backward(
     Tensor dz, Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor work, Tensor dx,
     std::vector<Tensor> dparams);
 
+// The second half of a NAF block, of seven parameters; dparams are float32.
+void gated_feed_forward(Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor y);
+void gated_feed_forward_backward(
+    Tensor dz, Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor dx,
+    std::vector<Tensor> dparams);
+
 // The prior may have another size than x: it is area-resized. Backward wants it at the size of x.
 void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor y);
 void gated_conv_backward(

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "operators.h"
+#include "unchanged.h"
 
 STABLE_TORCH_LIBRARY(r2r_native, m) {
   m.def(
@@ -21,6 +22,10 @@ STABLE_TORCH_LIBRARY(r2r_native, m) {
   m.def(
       "naf_block_backward(Tensor dz, Tensor x, Tensor[] params, float eps, bool channels_last, Tensor(a!) work, "
       "Tensor(b!) dx, Tensor(c!)[] dparams) -> ()");
+  m.def("gated_feed_forward(Tensor x, Tensor[] params, float eps, bool channels_last, Tensor(a!) y) -> ()");
+  m.def(
+      "gated_feed_forward_backward(Tensor dz, Tensor x, Tensor[] params, float eps, bool channels_last, Tensor(a!) dx, "
+      "Tensor(b!)[] dparams) -> ()");
   m.def("gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor(a!) y) -> ()");
   m.def(
       "gated_conv_backward(Tensor dy, Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, "
@@ -50,6 +55,8 @@ STABLE_TORCH_LIBRARY_IMPL(r2r_native, CPU, m) {
   m.impl("depthwise_gate_backward", TORCH_BOX(&r2r::depthwise_gate_backward));
   m.impl("naf_block", TORCH_BOX(&r2r::naf_block));
   m.impl("naf_block_backward", TORCH_BOX(&r2r::naf_block_backward));
+  m.impl("gated_feed_forward", TORCH_BOX(&r2r::gated_feed_forward));
+  m.impl("gated_feed_forward_backward", TORCH_BOX(&r2r::gated_feed_forward_backward));
   m.impl("gated_conv", TORCH_BOX(&r2r::gated_conv));
   m.impl("gated_conv_backward", TORCH_BOX(&r2r::gated_conv_backward));
   m.impl("bank_retrieve", TORCH_BOX(&r2r::bank_retrieve));
@@ -66,5 +73,6 @@ PYBIND11_MODULE(_C, module) {
   module.attr("flags") = R2R_FLAGS;
   module.attr("torch") = R2R_TORCH;
   module.attr("cuda_architectures") = R2R_CUDA_ARCHITECTURES;
+  if (!r2r::add_unchanged(module.ptr())) throw pybind11::error_already_set();
   module.attr("instruction_set") = r2r::kernels(static_cast<const float*>(nullptr)).name;
 }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from r2r_kernels.nn import NAFBlock, OperatorModule
+from r2r_kernels.nn import NAFBlock, Upsample2d
 
 
 def _blocks(channels: int, number: int, eager: bool) -> nn.Sequential:
@@ -37,18 +37,16 @@ class Encoder(nn.Module):
         return self.middle(x), skips, downsampled
 
 
-class Decoder(OperatorModule):
+class Decoder(nn.Module):
     """The mirror of `Encoder`: 1x1 convolution without bias, PixelShuffle(2), the skip added, NAF blocks."""
 
     def __init__(self, width: int, blocks: Sequence[int], eager: bool) -> None:
-        super().__init__(eager)
+        super().__init__()
         channels = [width << level for level in reversed(range(len(blocks)))]
-        self.ups = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(2 * c, 4 * c, 1, bias=False), nn.PixelShuffle(2)) for c in channels
-        )
+        self.ups = nn.ModuleList(Upsample2d(2 * c, eager) for c in channels)
         self.levels = nn.ModuleList(_blocks(c, number, eager) for c, number in zip(channels, blocks, strict=True))
 
     def forward(self, x: Tensor, skips: Sequence[Tensor]) -> Tensor:
         for up, level, skip in zip(self.ups, self.levels, reversed(skips), strict=True):
-            x = level(self.ops.upsample_add(x, up.get_parameter("0.weight"), skip))
+            x = level(up(x, skip))
         return x

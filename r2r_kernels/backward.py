@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r2r_kernels.reference import NAFBlockParams, window_averaging
+from r2r_kernels.reference import GatedFeedForwardParams, NAFBlockParams, window_averaging
 
 
 def layer_norm_2d(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,7 +182,7 @@ def naf_block(dy: Tensor, x: Tensor, params: Sequence[Tensor], eps: float) -> li
     attention = F.conv2d(pooled, p.sca_weight, p.sca_bias)
     attended = gated * attention
     y = x + F.conv2d(attended, p.conv3_weight, p.conv3_bias) * p.beta
-    dy, second_half = _second_half(dy, y, p, eps)
+    dy, *second_half = gated_feed_forward(dy, y, GatedFeedForwardParams(*p[11:]), eps)
 
     dattended, dconv3_weight, dconv3_bias, dbeta = _scaled_convolution(
         dy, attended, p.conv3_weight, p.conv3_bias, p.beta
@@ -194,40 +194,25 @@ def naf_block(dy: Tensor, x: Tensor, params: Sequence[Tensor], eps: float) -> li
     dhidden, dconv2_weight, dconv2_bias = _convolution(dconvolved, hidden, p.conv2_weight, 1, hidden.shape[1])
     dnormed, dconv1_weight, dconv1_bias = _convolution(dhidden, normed, p.conv1_weight)
     dx, dnorm1_weight, dnorm1_bias = ops.layer_norm_2d_backward(dnormed, x, p.norm1_weight, mean, rstd)
-    gradients = NAFBlockParams(
-        norm1_weight=dnorm1_weight,
-        norm1_bias=dnorm1_bias,
-        conv1_weight=dconv1_weight,
-        conv1_bias=dconv1_bias,
-        conv2_weight=dconv2_weight,
-        conv2_bias=dconv2_bias,
-        sca_weight=dsca_weight,
-        sca_bias=dsca_bias,
-        conv3_weight=dconv3_weight,
-        conv3_bias=dconv3_bias,
-        beta=dbeta,
-        **second_half,
-    )
-    return [dy + dx, *gradients]
+    return [
+        dy + dx,
+        *(dnorm1_weight, dnorm1_bias, dconv1_weight, dconv1_bias, dconv2_weight, dconv2_bias),
+        *(dsca_weight, dsca_bias, dconv3_weight, dconv3_bias, dbeta),
+        *second_half,
+    ]
 
 
-def _second_half(dy: Tensor, y: Tensor, p: NAFBlockParams, eps: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradients of y, the input of the second norm, and of the parameters from there on."""
+def gated_feed_forward(dy: Tensor, x: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
+    """Gradients of x and of the seven parameters, from x alone."""
+    p = GatedFeedForwardParams(*params)
     ops = torch.ops.r2r
-    normed, mean, rstd = ops.layer_norm_2d(y, p.norm2_weight, p.norm2_bias, eps)
-    hidden = F.conv2d(normed, p.conv4_weight, p.conv4_bias)
-    dgated, dconv5_weight, dconv5_bias, dgamma = _scaled_convolution(
-        dy, ops.simple_gate(hidden), p.conv5_weight, p.conv5_bias, p.gamma
+    normed, mean, rstd = ops.layer_norm_2d(x, p.norm_weight, p.norm_bias, eps)
+    hidden = F.conv2d(normed, p.conv1_weight, p.conv1_bias)
+    dgated, dconv2_weight, dconv2_bias, dgamma = _scaled_convolution(
+        dy, ops.simple_gate(hidden), p.conv2_weight, p.conv2_bias, p.gamma
     )
     dhidden = ops.simple_gate_backward(dgated, hidden)
-    dnormed, dconv4_weight, dconv4_bias = _convolution(dhidden, normed, p.conv4_weight)
-    dresidual, dnorm2_weight, dnorm2_bias = ops.layer_norm_2d_backward(dnormed, y, p.norm2_weight, mean, rstd)
-    return dy + dresidual, {
-        "norm2_weight": dnorm2_weight,
-        "norm2_bias": dnorm2_bias,
-        "conv4_weight": dconv4_weight,
-        "conv4_bias": dconv4_bias,
-        "conv5_weight": dconv5_weight,
-        "conv5_bias": dconv5_bias,
-        "gamma": dgamma,
-    }
+    dnormed, dconv1_weight, dconv1_bias = _convolution(dhidden, normed, p.conv1_weight)
+    dresidual, dnorm_weight, dnorm_bias = ops.layer_norm_2d_backward(dnormed, x, p.norm_weight, mean, rstd)
+    parameters = (dnorm_weight, dnorm_bias, dconv1_weight, dconv1_bias, dconv2_weight, dconv2_bias, dgamma)
+    return [dy + dresidual, *parameters]

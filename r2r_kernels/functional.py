@@ -8,18 +8,22 @@ line that names the argument, what was got and what is wanted.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from r2r_kernels import library  # noqa: F401  (registers torch.ops.r2r)
-from r2r_kernels.reference import Mode, NAFBlockParams, task_mask
+from r2r_kernels.operators import gated_feed_forward as _gated_feed_forward  # noqa: F401  (registers one more)
+from r2r_kernels.reference import GatedFeedForwardParams, Mode, NAFBlockParams, task_mask
 
 __all__ = [
+    "GatedFeedForwardParams",
     "NAFBlockParams",
     "bank_retrieve",
     "depthwise_gate",
     "gated_conv",
+    "gated_feed_forward",
     "layer_norm_2d",
     "local_mean_2d",
     "naf_block",
@@ -115,6 +119,16 @@ def _check_window(window: Sequence[int]) -> None:
         raise ValueError(f"window must be (height, width), both 1 or more, got {tuple(window)}")
 
 
+def _check_parameters(kind: Any, params: Sequence[Tensor], shapes: tuple[tuple[int, ...], ...], x: Tensor) -> None:
+    """As many as the named tuple `kind` has, of these shapes."""
+    if not isinstance(params, (tuple, list)):
+        raise TypeError(f"params must be a {kind.__name__}, got {type(params).__name__}")
+    if len(params) != len(kind._fields):
+        raise ValueError(f"params must be the {len(kind._fields)} of {kind.__name__}, got {len(params)}")
+    for name, parameter, shape in zip(kind._fields, params, shapes, strict=True):
+        _check_parameter(name, parameter, shape, x)
+
+
 def naf_block_shapes(channels: int) -> tuple[tuple[int, ...], ...]:
     """The shapes of a NAF block's parameters, in the order of NAFBlockParams."""
     c = channels
@@ -131,17 +145,26 @@ def naf_block(x: Tensor, params: NAFBlockParams, eps: float = 1e-6, window: Sequ
     rest again in the backward pass; with a window smaller than the image it keeps what its parts keep.
     """
     _check_images("x", x)
-    if not isinstance(params, (tuple, list)):
-        raise TypeError(f"params must be a NAFBlockParams, got {type(params).__name__}")
-    if len(params) != len(NAFBlockParams._fields):
-        raise ValueError(f"params must be the {len(NAFBlockParams._fields)} of NAFBlockParams, got {len(params)}")
-    shapes = naf_block_shapes(x.shape[1])
-    for name, parameter, shape in zip(NAFBlockParams._fields, params, shapes, strict=True):
-        _check_parameter(name, parameter, shape, x)
+    _check_parameters(NAFBlockParams, params, naf_block_shapes(x.shape[1]), x)
     if window is not None:
         _check_window(window)
         return torch.ops.r2r.local_naf_block(x, list(params), eps, window)
     return torch.ops.r2r.naf_block(x, list(params), eps)
+
+
+def gated_feed_forward_shapes(channels: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the parameters of a NAF block's second half, in the order of GatedFeedForwardParams."""
+    return naf_block_shapes(channels)[11:]
+
+
+def gated_feed_forward(x: Tensor, params: GatedFeedForwardParams, eps: float = 1e-6) -> Tensor:
+    """The second half of a NAF block: x + gamma * conv2(simple_gate(conv1(layer_norm_2d(x)))) (NAFNet, figure 3).
+
+    x [N, C, H, W] -> [N, C, H, W]. Training keeps x alone and computes the rest again in the backward pass.
+    """
+    _check_images("x", x)
+    _check_parameters(GatedFeedForwardParams, params, gated_feed_forward_shapes(x.shape[1]), x)
+    return torch.ops.r2r.gated_feed_forward(x, list(params), eps)
 
 
 def gated_conv(x: Tensor, prior: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

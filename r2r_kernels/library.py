@@ -8,6 +8,7 @@ cannot run is then an error. Every result has the memory format of the operator'
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import os
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from r2r_kernels import backward, extension, reference, triton
@@ -652,6 +653,49 @@ for _schema, (_kernel, _fake) in _DEFINITIONS.items():
 # Gradients
 
 
+def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For a backward that cannot be differentiated: with create_graph=True its gradients raise where they are.
+
+    PyTorch's `once_differentiable` leaves them constants where the incoming gradients are, as in the gradient of a sum:
+    a gradient penalty would then be wrong without a word.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *gradients: Any) -> Any:
+        try:
+            with torch.no_grad():
+                results = backward(ctx, *gradients)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise RuntimeError(
+                "what a fused operator keeps for its backward pass, its input or a parameter, was changed in place "
+                "after the forward: write y = x + z instead of x += z, or take plain PyTorch there (eager=True, "
+                f"r2r_kernels.decelerate). {error}"
+            ) from error
+        if not torch.is_grad_enabled():
+            return results
+        several = results if isinstance(results, tuple) else (results,)
+        raising = torch._C._functions.DelayedError(
+            b"r2r_kernels has no second derivatives: take plain PyTorch for them (eager=True, r2r_kernels.reference, "
+            b"or r2r_kernels.decelerate)",
+            len(several),
+        )
+        marked = raising(*(None if r is None else r.detach().requires_grad_() for r in several))
+        return marked if isinstance(results, tuple) else marked[0] if isinstance(marked, (tuple, list)) else marked
+
+    return wrapper
+
+
+def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
+    """A tangent (forward-mode AD, torch.func.jvp) would be lost below autograd, and the answer's be zero."""
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            "r2r_kernels has no forward-mode derivatives (jvp): take plain PyTorch for them (eager=True, "
+            "r2r_kernels.reference, or r2r_kernels.decelerate)"
+        )
+
+
 class _LayerNorm2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -662,7 +706,7 @@ class _LayerNorm2d(torch.autograd.Function):
         return y, mean, rstd
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         return (*_OPS.layer_norm_2d_backward(dy, *ctx.saved_tensors), None)
 
@@ -675,7 +719,7 @@ class _SimpleGate(torch.autograd.Function):
             return _OPS.simple_gate(x)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> Tensor:
         return _OPS.simple_gate_backward(dy, *ctx.saved_tensors)
 
@@ -688,7 +732,7 @@ class _DepthwiseGate(torch.autograd.Function):
             return _OPS.depthwise_gate(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dgated: Tensor, dmean: Tensor) -> tuple[Tensor, ...]:
         return _OPS.depthwise_gate_backward(dgated, dmean, *ctx.saved_tensors)
 
@@ -703,7 +747,7 @@ class _NAFBlock(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, *params = ctx.saved_tensors
         dx, *gradients = _OPS.naf_block_backward(dy, x, mean, params, ctx.eps)
@@ -718,7 +762,7 @@ class _UpsampleAdd(torch.autograd.Function):
             return _OPS.upsample_add(x, weight, skip)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         return (*_OPS.upsample_add_backward(dy, *ctx.saved_tensors), dy)
 
@@ -731,7 +775,7 @@ class _LocalMean2d(torch.autograd.Function):
             return _OPS.local_mean_2d(x, window)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         return _OPS.local_mean_2d_backward(dy, ctx.window), None
 
@@ -744,7 +788,7 @@ class _GatedConv(torch.autograd.Function):
             return _OPS.gated_conv(x, prior, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         return _OPS.gated_conv_backward(dy, *ctx.saved_tensors)
 
@@ -757,7 +801,7 @@ class _SlotConv(torch.autograd.Function):
             return _OPS.slot_conv(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
         return _OPS.slot_conv_backward(dy, *ctx.saved_tensors)
 
@@ -772,7 +816,7 @@ class _BankRetrieve(torch.autograd.Function):
         return readout, scores, weights
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dreadout: Tensor, dscores: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         dquery, dkeys, dvalues, dscale = _OPS.bank_retrieve_backward(dreadout, dscores, *ctx.saved_tensors)
         return dquery, dkeys, dvalues, None, dscale, None, None
@@ -782,7 +826,9 @@ def _differentiable(name: str, apply: Callable[..., Any]) -> None:
     operator = getattr(_OPS, name).default
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        tensors = (t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor))
+        tensors = [t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor)]
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(tensors)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():

@@ -6,14 +6,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from r2r_kernels import functional, library, reference
 from r2r_kernels.reference import Mode, NAFBlockParams
+from r2r_kernels.structure import MARK, Sights, Structure, homes, modes_fit
 
 Similarity = Literal["cosine", "published"]
 
@@ -72,17 +75,54 @@ class LocalMean2d(OperatorModule):
         return self.ops.local_mean_2d(x, self.kernel_size)
 
 
-def pools_globally(pool: nn.Module | None) -> bool:
-    """Whether a block's `sca[0]` is the one that it is made with."""
-    return type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1))
+def _path(name: str) -> str:
+    """Where a NAF block keeps the parameter that NAFBlockParams calls `name`."""
+    if name in ("beta", "gamma"):
+        return name
+    module, _, leaf = name.rpartition("_")
+    return f"sca.1.{leaf}" if module == "sca" else f"{module}.{leaf}"
 
 
-class NAFBlock(OperatorModule):
+_PATHS = tuple(map(_path, NAFBlockParams._fields))
+
+
+class Fusable(OperatorModule):
+    """A module of several parts that one operator computes, while they are what they were made as.
+
+    Adapters, replaced or reconfigured parts, hooks on them, dropout at work: then the parts themselves are called.
+    """
+
+    def __init__(self, eager: bool = False) -> None:
+        super().__init__(eager)
+        self.__dict__[MARK] = Sights()
+
+    def seen(self) -> Any:
+        """What the operator is to be called with; None where the parts are to be called instead."""
+        sights = self.__dict__[MARK]
+        if sights.own is not self.__dict__:
+            sights = self.__dict__[MARK] = Sights(self.__dict__)
+        return sights.see(self, type(self)._look)
+
+    def _look(self) -> Any:
+        raise NotImplementedError
+
+
+@cache
+def _new_block(channels: int, eager: bool, local: bool) -> Structure:
+    with _disable_current_modes(), torch.device("meta"):  # while tracing there are modes that want tensors of their own
+        block = NAFBlock(channels, eager)
+    if local:
+        block.sca[0] = LocalMean2d((1, 1), eager)
+    return Structure.of(block)
+
+
+class NAFBlock(Fusable):
     """NAFNet's block (ECCV 2022) on [N, C, H, W], with the parameter names of its checkpoints.
 
     `beta` and `gamma` start at 0, so that a new block is the identity. dropout, where not 0, is applied to both
-    branches in training, which then runs unfused; so does a block whose `sca[0]` was replaced by anything but a
-    `LocalMean2d`. `window`, where not 0, makes the attention local in evaluation: a `LocalMean2d` of that side.
+    branches in training, which then runs unfused; so does a block of which a part was changed (adapters, hooks, another
+    convolution), but for a `LocalMean2d` in place of `sca[0]`. `window`, where not 0, makes the attention local in
+    evaluation: a `LocalMean2d` of that side takes the place of `sca[0]`.
     """
 
     window = 0
@@ -103,53 +143,110 @@ class NAFBlock(OperatorModule):
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def params(self) -> NAFBlockParams:
-        sca: Any = self.sca[1]
-        convs: tuple[Any, ...] = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
-        conv1, conv2, conv3, conv4, conv5 = convs
-        return NAFBlockParams(
-            norm1_weight=self.norm1.weight,
-            norm1_bias=self.norm1.bias,
-            conv1_weight=conv1.weight,
-            conv1_bias=conv1.bias,
-            conv2_weight=conv2.weight,
-            conv2_bias=conv2.bias,
-            sca_weight=sca.weight,
-            sca_bias=sca.bias,
-            conv3_weight=conv3.weight,
-            conv3_bias=conv3.bias,
-            beta=self.beta,
-            norm2_weight=self.norm2.weight,
-            norm2_bias=self.norm2.bias,
-            conv4_weight=conv4.weight,
-            conv4_bias=conv4.bias,
-            conv5_weight=conv5.weight,
-            conv5_bias=conv5.bias,
-            gamma=self.gamma,
-        )
+        return NAFBlockParams(*(home[name] for home, name in homes(self, _PATHS)))
 
     def fold(self, dtype: torch.dtype) -> FoldedNAFBlock | None:
         """The block for inference in `dtype`, with norms, beta and gamma folded into the convolutions (in float32): one
-        launch a call less. None where the kernels of its device read the parameters as they are, and where attention is
-        local."""
-        if self.window or not pools_globally(self.sca[0]):
+        launch a call less. None where the kernels of its device read the parameters as they are, where attention is
+        local, and where the block runs unfused."""
+        seen = self.seen()
+        if seen is None or seen.window is not None or self.window:
             return None
         folded = library.fold_naf_block(self.params(), dtype)
         return None if folded is None else FoldedNAFBlock(folded, self.norm1.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        pool: Any = self.sca[0]
-        window = pool.kernel_size if isinstance(pool, LocalMean2d) else None
-        if self.window and not self.training:
-            height, width = (min(self.window, side) for side in x.shape[2:])
-            window = None if (height, width) == tuple(x.shape[2:]) else (height, width)
-        if (self.training and self.dropout1.p > 0) or (window is None and not pools_globally(pool)):
+        if torch.compiler.is_dynamo_compiling():
+            return self._compiled(x)
+        seen = self.seen() if isinstance(x, Tensor) else None
+        if seen is None:
             return self._by_parts(x)
-        return self.ops.naf_block(x, self.params(), self.norm1.eps, window)
+        params = NAFBlockParams(*(home[name] for home, name in seen.tensors))
+        return self.ops.naf_block(x, params, self.norm1.eps, self._window_for(x, seen.window))
+
+    def _look(self) -> _SeenBlock | None:
+        pool = self.sca._modules.get("0")
+        local = type(pool) is LocalMean2d
+        made = _new_block(self.beta.numel(), self.eager, local)
+        free = {"dropout1": frozenset({"p"}), "dropout2": frozenset({"p"}), "sca.0": frozenset({"kernel_size"})}
+        if made.difference(self, free, own=False) is not None or not modes_fit(self, ("dropout1", "dropout2")):
+            return None
+        return _SeenBlock(homes(self, _PATHS), tuple(pool.kernel_size) if local else None)  # type: ignore[union-attr, arg-type]
+
+    def _compiled(self, x: Tensor) -> Tensor:
+        """As a compiler follows it: what it reads here, it asks for at each call."""
+        if not _is_whole(self):
+            return self._by_parts(x)
+        sca: Any = self.sca
+        convs: tuple[Any, ...] = (self.conv1, self.conv2, sca[1], self.conv3, self.conv4, self.conv5)
+        for conv in convs:
+            _ = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+        first, second = ((norm.weight, norm.bias) for norm in (self.norm1, self.norm2))
+        conv1, conv2, attention, conv3, conv4, conv5 = ((conv.weight, conv.bias) for conv in convs)
+        _ = self.norm2.eps
+        window = sca[0].kernel_size if isinstance(sca[0], LocalMean2d) else None
+        params = NAFBlockParams(
+            *(*first, *conv1, *conv2, *attention, *conv3, self.beta, *second, *conv4, *conv5, self.gamma)
+        )
+        return self.ops.naf_block(x, params, self.norm1.eps, self._window_for(x, window))
+
+    def _window_for(self, x: Tensor, window: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Over what the attention pools on x, where `sca[0]` has this window; None: over the image."""
+        if not self.window or self.training:
+            return window
+        height, width = (min(self.window, side) for side in x.shape[2:])
+        return None if (height, width) == tuple(x.shape[2:]) else (height, width)
 
     def _by_parts(self, x: Tensor) -> Tensor:
-        gated, _ = self.ops.depthwise_gate(self.conv1(self.norm1(x)), self.conv2.weight, self.conv2.bias)
-        y = x + self.dropout1(self.conv3(gated * self.sca(gated))) * self.beta
+        gated = self.ops.simple_gate(self.conv2(self.conv1(self.norm1(x))))
+        if self.window and not self.training:
+            attention = self.ops.local_mean_2d(gated, (self.window, self.window))
+            for part in list(self.sca)[1:]:
+                attention = part(attention)
+        else:
+            attention = self.sca(gated)
+        y = x + self.dropout1(self.conv3(gated * attention)) * self.beta
         return y + self.dropout2(self.conv5(self.ops.simple_gate(self.conv4(self.norm2(y))))) * self.gamma
+
+
+class _SeenBlock(NamedTuple):
+    tensors: list[tuple[dict[str, Any], str]]
+    window: tuple[int, int] | None
+
+
+@torch.compiler.assume_constant_result
+def _is_whole(module: Fusable) -> bool:
+    return module.seen() is not None
+
+
+@cache
+def _new_upsampling(channels: int, eager: bool) -> Structure:
+    with _disable_current_modes(), torch.device("meta"):
+        return Structure.of(Upsample2d(channels, eager))
+
+
+class Upsample2d(Fusable):
+    """1x1 convolution without bias (`0`), PixelShuffle(2) (`1`), and the skip added, as in NAFNet's decoder:
+    x [N, 2C, h, w], skip [N, C, 2h, 2w] -> [N, C, 2h, 2w]. channels: 2C."""
+
+    def __init__(self, channels: int, eager: bool = False) -> None:
+        super().__init__(eager)
+        self.add_module("0", nn.Conv2d(channels, 2 * channels, 1, bias=False))
+        self.add_module("1", nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        conv: Any = self.get_submodule("0")
+        if torch.compiler.is_dynamo_compiling():
+            _ = (conv.stride, conv.padding, conv.dilation, conv.groups)
+            whole = _is_whole(self)
+        else:
+            whole = isinstance(x, Tensor) and self.seen() is not None
+        return self.ops.upsample_add(x, conv.weight, skip) if whole else self.get_submodule("1")(conv(x)) + skip
+
+    def _look(self) -> bool | None:
+        conv: Any = self.get_submodule("0")
+        made = _new_upsampling(getattr(conv, "in_channels", 0), self.eager)
+        return True if made.difference(self, own=False) is None else None
 
 
 class FoldedNAFBlock(nn.Module):

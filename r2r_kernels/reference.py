@@ -44,6 +44,22 @@ class NAFBlockParams(NamedTuple):
     gamma: Tensor
 
 
+class GatedFeedForwardParams(NamedTuple):
+    """Parameters of the second half of a NAF block with C channels.
+
+    `norm_*` [C]; `conv1_weight` [2C, C, 1, 1]; `conv2_weight` [C, C, 1, 1]; biases of the same number of outputs;
+    `gamma` [1, C, 1, 1].
+    """
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    conv1_weight: Tensor
+    conv1_bias: Tensor
+    conv2_weight: Tensor
+    conv2_bias: Tensor
+    gamma: Tensor
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -133,7 +149,7 @@ def naf_block(x: Tensor, params: NAFBlockParams, eps: float = 1e-6, window: Sequ
     (`local_mean_2d`) instead of the image's: NAFNet's local inference (TLC).
     """
     y = x + _attention_branch(x, params, eps, window) * params.beta
-    return y + _gate_branch(y, params, eps) * params.gamma
+    return gated_feed_forward(y, GatedFeedForwardParams(*params[11:]), eps)
 
 
 def _attention_branch(x: Tensor, p: NAFBlockParams, eps: float, window: Sequence[int] | None) -> Tensor:
@@ -144,9 +160,14 @@ def _attention_branch(x: Tensor, p: NAFBlockParams, eps: float, window: Sequence
     return F.conv2d(gated * F.conv2d(mean, p.sca_weight, p.sca_bias), p.conv3_weight, p.conv3_bias)
 
 
-def _gate_branch(y: Tensor, p: NAFBlockParams, eps: float) -> Tensor:
-    hidden = F.conv2d(layer_norm_2d(y, p.norm2_weight, p.norm2_bias, eps), p.conv4_weight, p.conv4_bias)
-    return F.conv2d(simple_gate(hidden), p.conv5_weight, p.conv5_bias)
+def gated_feed_forward(x: Tensor, params: GatedFeedForwardParams, eps: float = 1e-6) -> Tensor:
+    """The second half of a NAF block: x + gamma * conv2(simple_gate(conv1(layer_norm_2d(x)))) (NAFNet, figure 3).
+
+    x [N, C, H, W] -> [N, C, H, W].
+    """
+    p = params
+    hidden = F.conv2d(layer_norm_2d(x, p.norm_weight, p.norm_bias, eps), p.conv1_weight, p.conv1_bias)
+    return x + F.conv2d(simple_gate(hidden), p.conv2_weight, p.conv2_bias) * p.gamma
 
 
 def task_mask(scores: Tensor, task: Tensor | int | None, mode: Mode) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from r2r_kernels import reference
 from r2r_kernels.nn import LayerNorm2d, LocalMean2d, NAFBlock, SimpleGate
 
 EAGER = pytest.mark.parametrize("eager", [False, True])
@@ -35,6 +36,24 @@ def test_the_parameters_are_named_as_in_nafnets_checkpoints() -> None:
     assert set(NAFBlock(4).state_dict()) == {*convolutions, "beta", "gamma"}
     assert set(LayerNorm2d(4).state_dict()) == {"weight", "bias"}
     assert not SimpleGate().state_dict()
+
+
+@EAGER
+@pytest.mark.parametrize("changed", [False, True], ids=["whole", "with an adapter"])
+@pytest.mark.parametrize("size", [(7, 5), (2, 5), (2, 3)])
+def test_a_window_makes_attention_local_in_evaluation_alone(eager: bool, changed: bool, size: tuple[int, int]) -> None:
+    made, x = block(eager), torch.randn(2, 6, *size)
+    params = made.params()
+    local, plain = (reference.naf_block(x, params, window=window) for window in ((3, 3), None))
+    made.window = 3
+    if changed:
+        made.conv1 = nn.Sequential(made.conv1)  # type: ignore[assignment]
+        assert made.seen() is None
+    for run in (made, torch.compile(made, backend="eager")):
+        torch.testing.assert_close(run.eval()(x), local)
+        torch.testing.assert_close(run.train()(x), plain)
+    assert made.eval().fold(torch.float32) is None
+    assert torch.allclose(local, plain) == (max(size) <= 3)
 
 
 @EAGER

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import r2r_kernels
-from r2r_kernels.swap import SwappedLayerNorm2d, SwappedNAFBlock, SwappedSimpleGate
+from r2r_kernels.swap import Swapped
 
 
 class LayerNorm2d(nn.Module):
@@ -143,7 +145,7 @@ def test_accelerate_keeps_answers_and_names_and_decelerate_undoes_it() -> None:
     assert set(swaps.swapped.values()) == {"NAFBlock"}
     assert not swaps.left
     assert "swapped 7 NAFBlock" in str(swaps)
-    assert isinstance(modules(model)["encoders.1.1"], SwappedNAFBlock)
+    assert isinstance(modules(model)["encoders.1.1"], Swapped)
     assert list(model.state_dict()) == state
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     torch.testing.assert_close(model(x), wanted)
@@ -170,7 +172,7 @@ def test_a_swapped_model_saves_loads_copies_and_compiles() -> None:
     torch.testing.assert_close(model(x), other(x))
     assert not torch.allclose(copied(x), other(x))
     r2r_kernels.decelerate(copied)
-    assert not any(isinstance(m, SwappedNAFBlock) for m in copied.modules())
+    assert not any(isinstance(m, Swapped) for m in copied.modules())
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), other(x))
     torch.testing.assert_close(model.double()(x.double()), other.double()(x.double()))
@@ -256,8 +258,8 @@ def test_other_local_attention_keeps_its_blocks_and_swaps_what_is_in_them(pool: 
     swaps = r2r_kernels.accelerate(model)
     assert sorted(swaps.swapped.values()) == 14 * ["LayerNorm2d"] + 7 * ["SimpleGate"]
     assert reason in swaps.left["middle_blks.0"]
-    assert isinstance(model.middle_blks[0].norm1, SwappedLayerNorm2d)
-    assert isinstance(model.middle_blks[0].sg, SwappedSimpleGate)
+    assert isinstance(model.middle_blks[0].norm1, Swapped)
+    assert isinstance(model.middle_blks[0].sg, Swapped)
     wanted = untouched(x)
     torch.testing.assert_close(model(x), wanted)
     assert len(r2r_kernels.decelerate(model)) == 21
@@ -286,37 +288,106 @@ class Conditioned(NAFBlock):
         return super().forward(x) + time
 
 
+class Loop(NAFBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.shape[-1] > 4 else x
+
+
+class Clamped(NAFBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.sg(self.conv2(self.conv1(self.norm1(x))))
+        y = x + (self.conv3(h * self.sca(h)) * self.beta).clamp(-5, 5)
+        return y + self.conv5(self.sg(self.conv4(self.norm2(y)))) * self.gamma
+
+
 class MeanNorm(LayerNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return self.weight[:, None, None] * (x - x.mean(1, keepdim=True)) + self.bias[:, None, None]
 
 
+class ClampedNorm(LayerNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp(-5, 5))
+
+
+class RowsNorm(LayerNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((super().forward(x[:, :, :64]), x[:, :, 64:]), dim=2)
+
+
+class DetachedNorm(LayerNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x.movedim(1, -1), (x.shape[1],), self.weight.detach(), self.bias, self.eps)
+        return normed.movedim(-1, 1)
+
+
+class DetachedGate(SimpleGate):
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=1)
+        return a * b.detach()
+
+
+class SigmoidGate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=1)
+        return a * b.sigmoid()
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (Scaled(4), "its answers differ by"),
-        (Conditioned(4), "it could not be tried: where is the time?"),
-        (NAFBlock(4, expand=4), r"conv1.weight is \[16, 4, 1, 1\], not \[8, 4, 1, 1\]"),
-        (MeanNorm(4), "its answers differ by"),
+        (Conditioned(4), "its forward cannot be traced: where is the time"),
+        (Loop(4), "its forward cannot be traced: symbolically traced variables cannot be used"),
+        (MeanNorm(4), "its answers are not those of a LayerNorm over channels"),
+        (ClampedNorm(4), "its answers differ by .* on images of 7 x 9"),
+        (RowsNorm(4), "its answers differ by .* on images of 66 x 2"),
+        (DetachedNorm(4), "its gradient stops before weight"),
+        (DetachedGate(), "its gradients differ by .* at its input"),
+        (SigmoidGate(), "its computation is not that of a NAF block"),
     ],
 )
 def test_what_is_not_equal_is_left_alone_and_named(module: nn.Module, reason: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), module)
     swaps = r2r_kernels.accelerate(model)
-    assert model[1] is module
+    assert "1" not in swaps.swapped
+    assert type(model[1]) is type(module)
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(swaps.left["1"])
     assert "left 1:" in str(swaps)
 
 
-def test_a_wrong_eps_is_noticed_and_hooks_are_respected() -> None:
-    other_eps, hooked = NAFBlock(4), NAFBlock(4)
-    other_eps.norm2.eps = 1e-4
-    hooked.conv1.register_forward_hook(lambda *_: None)
-    model = nn.Sequential(other_eps, hooked)
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda b: setattr(b.norm2, "eps", 1e-4), "its norms have different eps, 1e-06 and 0.0001"),
+        (lambda b: setattr(b, "conv1", nn.Conv2d(4, 8, 3, padding=1)), "conv1 is not a plain 1 x 1 convolution"),
+        (lambda b: setattr(b.conv2, "padding_mode", "reflect"), "conv2 pads with 'reflect'"),
+        (lambda b: nn.utils.parametrizations.weight_norm(b.conv1), "conv1 is a ParametrizedConv2d, not a Conv2d"),
+    ],
+)
+def test_where_the_first_half_is_another_the_second_is_swapped(change: Callable[[Any], Any], reason: str) -> None:
+    block: Any = NAFBlock(4)
+    change(block)
+    swaps = r2r_kernels.accelerate(nn.Sequential(block))
+    assert swaps.swapped["0"] == "GatedFeedForward"
+    assert swaps.left["0"] == f"but for its second half: {reason}"
+
+
+def test_more_around_a_block_is_kept() -> None:
+    model, x = nn.Sequential(Scaled(4), Clamped(4)), 100 * torch.rand(1, 4, 9, 8)
+    with torch.no_grad():
+        model[1].beta.fill_(1)
+    wanted = model(x)
     swaps = r2r_kernels.accelerate(model)
-    assert "differ" in swaps.left["0"]
-    assert swaps.left["1"] == "it has hooks"
+    assert swaps.swapped["0"] == "NAFBlock"
+    assert swaps.swapped["1"] == "GatedFeedForward"
+    torch.testing.assert_close(model(x), wanted)
+
+
+def test_hooks_inside_are_respected() -> None:
+    block = NAFBlock(4)
+    block.conv1.register_forward_hook(lambda *_: None)
+    assert r2r_kernels.accelerate(nn.Sequential(block)).left["0"] == "conv1 has hooks"
 
 
 def test_the_proof_leaves_no_trace() -> None:
@@ -333,4 +404,221 @@ def test_a_shared_block_stays_shared() -> None:
     model = nn.Sequential(block, nn.Identity(), block)
     assert len(r2r_kernels.accelerate(model).swapped) == 2
     assert model[0] is model[2]
-    assert isinstance(model[0], SwappedNAFBlock)
+    assert isinstance(model[0], Swapped)
+
+
+# What it takes beyond the names of NAFNet
+
+
+class Norm(nn.Module):
+    """The same norm with weights [1, C, 1, 1] and no bias."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.rand(1, c, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, dim=1, unbiased=False, keepdim=True)
+        return (x - mean) * (var + 1e-5).rsqrt() * self.g
+
+
+class WrappedNorm(nn.Module):
+    """PyTorch's own norm, inside."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.inner = nn.LayerNorm(c, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.weights = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weights(x)
+
+
+class FeedForward(nn.Module):
+    """The second half as a module of its own, with a gate of its own and no scale."""
+
+    def __init__(self, c: int, norm: Any = LayerNorm2d) -> None:
+        super().__init__()
+        self.norm, self.widen, self.narrow = norm(c), nn.Conv2d(c, 2 * c, 1, bias=False), nn.Conv2d(c, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.chunk(self.widen(self.norm(x)), 2, dim=1)
+        return x + self.narrow(b * a)
+
+
+class Renamed(nn.Module):
+    def __init__(self, c: int, norm: Any = LayerNorm2d) -> None:
+        super().__init__()
+        self.ffn1 = FeedForward(c, norm)
+        self.norm_1, self.attention, self.scale = norm(c), Attention(c), nn.Parameter(torch.randn(c, 1, 1))
+        self.project = nn.Conv2d(c, c, 1)
+        self.dwconv = nn.Sequential(
+            nn.Conv2d(c, 2 * c, 1, bias=False), nn.Conv2d(2 * c, 2 * c, 3, padding="same", groups=2 * c, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.dwconv(self.norm_1(x)).chunk(2, 1)
+        return self.ffn1(self.scale * self.project(self.attention(first * second)) + x)
+
+
+class Timed(NAFBlock):
+    """As in IR-SDE: a pair of image and embedding, scale and shift after each norm."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__(c)
+        self.mlp = nn.Sequential(SimpleGate(), nn.Linear(5, 4 * c))
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, time = pair
+        shift1, scale1, shift2, scale2 = self.mlp(time)[:, :, None, None].chunk(4, dim=1)
+        h = self.sg(self.conv2(self.conv1(self.norm1(x) * (scale1 + 1) + shift1)))
+        y = x + self.conv3(h * self.sca(h)) * self.beta
+        h = self.norm2(y) * (scale2 + 1) + shift2
+        return y + self.conv5(self.sg(self.conv4(h))) * self.gamma, time
+
+
+class Unlike(NAFBlock):
+    """Another first half, as in KBNet, MLWNet or DarkIR."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.conv3(self.sg(F.gelu(self.conv1(self.norm1(x))))) * self.beta
+        a, b = self.conv4(self.norm2(y)).chunk(2, dim=1)
+        return y + self.dropout2(self.conv5(a * b)) * self.gamma
+
+
+IMAGE = torch.rand(2, 4, 9, 7)
+HALVES_APART = pytest.mark.xfail(
+    reason="a block whose second half is a module of its own is swapped by halves only", strict=True
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "argument", "operator"),
+    [
+        pytest.param(Renamed(4), IMAGE, "NAFBlock", marks=HALVES_APART),
+        pytest.param(Renamed(4, Norm), IMAGE, "NAFBlock", marks=HALVES_APART),
+        pytest.param(Renamed(4, WrappedNorm), IMAGE, "NAFBlock", marks=HALVES_APART),
+        (Timed(4), (IMAGE, torch.rand(2, 10)), "NAFBlock"),
+        (Unlike(4), IMAGE, "GatedFeedForward"),
+        (FeedForward(4), IMAGE, "GatedFeedForward"),
+        (Norm(4), IMAGE, "LayerNorm2d"),
+    ],
+)
+def test_the_same_computation_is_swapped_whatever_its_parts_are_called(
+    module: nn.Module, argument: Any, operator: str
+) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.rand_like(parameter) - 0.3)
+    model = nn.Sequential(copy.deepcopy(module))
+    swaps = r2r_kernels.accelerate(model)
+    assert swaps.swapped["0"] == operator
+    answers = [m(argument) for m in (module, model)]
+    wanted, got = (a[0] if isinstance(a, tuple) else a for a in answers)
+    torch.testing.assert_close(got, wanted)
+    gradients = [
+        torch.autograd.grad(y.square().sum(), list(m.parameters()), allow_unused=True)
+        for m, y in ((module, wanted), (model, got))
+    ]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_norm_over_channels_and_pixels_is_another() -> None:
+    class Grouped(NAFBlock):
+        def __init__(self, c: int) -> None:
+            super().__init__(c)
+            self.norm1, self.norm2 = nn.GroupNorm(1, c), nn.GroupNorm(1, c)
+
+    swaps = r2r_kernels.accelerate(nn.Sequential(Grouped(4)))
+    assert swaps.swapped == {"0.sg": "SimpleGate"}
+    assert "0" in swaps.left
+
+
+class Held(nn.Module):
+    """An attention in its own forward, and nothing else that is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.second(F.relu(self.first(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+class Mutating(NAFBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = 1
+        return super().forward(x)
+
+
+class Locked(NAFBlock):
+    """What cannot be copied."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__(c)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Held(), "its computation is not that of a NAF block"),
+        (Mutating(4), "it changes the module"),
+        (Locked(4), "it could not be tried: cannot pickle '_thread.lock' object"),
+    ],
+)
+def test_what_is_left_is_named_by_its_structure(module: nn.Module, reason: str) -> None:
+    assert reason in r2r_kernels.accelerate(nn.Sequential(module)).left["0"]
+
+
+def test_a_model_on_several_devices_and_one_without_anything_are_left_as_they_are() -> None:
+    model = nn.Sequential(NAFBlock(4), NAFBlock(4).to("meta"))
+    swaps = r2r_kernels.accelerate(model)
+    assert swaps.left == {"(the model itself)": "its parameters are on several devices: cpu, meta"}
+    assert not any(isinstance(m, Swapped) for m in model.modules())
+    nothing = r2r_kernels.accelerate(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
+    assert str(nothing) == "swapped nothing"
+
+
+def test_a_block_alone_is_swapped_in_place() -> None:
+    block = NAFBlock(4)
+    assert r2r_kernels.accelerate(block).swapped == {"(the model itself)": "NAFBlock"}
+    assert r2r_kernels.decelerate(block) == ["(the model itself)"]
+    assert type(block) is NAFBlock
+
+
+def test_the_proof_does_not_mind_defaults_and_modes() -> None:
+    for context in (
+        torch.device("meta"),
+        torch.inference_mode(),
+        torch.no_grad(),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        model = NAFNet()
+        with context:
+            assert len(r2r_kernels.accelerate(model).swapped) == 7
+
+
+def test_models_without_values_are_swapped() -> None:
+    with torch.device("meta"):
+        model = NAFNet()
+    assert len(r2r_kernels.accelerate(model).swapped) == 7
+
+
+def test_nothing_is_half_swapped_where_the_proof_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stops(LayerNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    model = nn.Sequential(NAFBlock(4), Stops(4))
+    with pytest.raises(KeyboardInterrupt):
+        r2r_kernels.accelerate(model)
+    assert not any(isinstance(m, Swapped) for m in model.modules())

@@ -15,6 +15,7 @@ OPERATORS = [
     "simple_gate",
     "depthwise_gate",
     "naf_block",
+    "gated_feed_forward",
     "upsample_add",
     "local_mean_2d",
     "bank_retrieve",

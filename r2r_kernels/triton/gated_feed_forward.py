@@ -1,0 +1,121 @@
+"""gated_feed_forward: the second half of a NAF block in one launch, on rows [pixels, C].
+
+As naf_block's second half, without its third convolution: x in, x + gamma * conv2(gate(conv1(norm(x)))) out, the hidden
+channels in registers, BH at a time. One small launch before it folds norm and gamma into the convolutions. Its tile is
+that of `naf_block.second_half`, which does the same and a matrix more. The backward is put together from the operators
+(`r2r_kernels.backward`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from r2r_kernels.reference import GatedFeedForwardParams
+from r2r_kernels.triton import configs
+from r2r_kernels.triton.configs import Config
+from r2r_kernels.triton.layout import as_images, as_rows
+from r2r_kernels.triton.naf_block import _fold_square, _fold_widening, _normalise
+from r2r_kernels.triton.products import precision
+
+
+@triton.jit
+def _fold(
+    norm_ptr,
+    shift_ptr,
+    w1_ptr,
+    b1_ptr,
+    out1_ptr,
+    bias1_ptr,
+    w2_ptr,
+    b2_ptr,
+    gamma_ptr,
+    out2_ptr,
+    bias2_ptr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    BJ: tl.constexpr,
+):
+    # A program takes BJ output channels of each convolution.
+    j = tl.program_id(0) * BJ + tl.arange(0, BJ)
+    _fold_widening(norm_ptr, shift_ptr, w1_ptr, b1_ptr, out1_ptr, bias1_ptr, j, C, K, BJ)
+    _fold_square(w2_ptr, b2_ptr, gamma_ptr, out2_ptr, bias2_ptr, j, C, K, BJ)
+
+
+@triton.jit
+def _feed_forward(
+    x_ptr,
+    w1_ptr,
+    b1_ptr,
+    w2_ptr,
+    b2_ptr,
+    y_ptr,
+    pixels,
+    eps,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BH: tl.constexpr,
+):
+    # A program takes BM pixels through.
+    first = tl.program_id(0).to(tl.int64) * BM
+    m = tl.arange(0, BM)
+    cols = tl.arange(0, K)
+    hid = tl.arange(0, BH)
+    exists = cols < C
+    mask = (first + m < pixels)[:, None] & exists[None, :]
+    offsets = m[:, None] * C + cols[None, :]
+    half: tl.constexpr = x_ptr.dtype.element_ty
+    y = tl.load(x_ptr + first * C + offsets, mask=mask, other=0.0).to(tl.float32)
+    normed, _ = _normalise(y, exists, eps, C)
+    normed = normed.to(half)
+    y += tl.load(b2_ptr + cols)[None, :]
+    for k in range(0, C, BH):
+        n = k + hid
+        column = cols[:, None] * (2 * K) + n[None, :]
+        a = tl.dot(normed, tl.load(w1_ptr + column), input_precision=PRECISION) + tl.load(b1_ptr + n)[None, :]
+        b = tl.dot(normed, tl.load(w1_ptr + K + column), input_precision=PRECISION) + tl.load(b1_ptr + K + n)[None, :]
+        w2 = tl.load(w2_ptr + n[:, None] * K + cols[None, :])
+        y = tl.dot((a * b).to(half), w2, y, input_precision=PRECISION)
+    tl.store(y_ptr + first * C + offsets, y.to(half), mask=mask)
+
+
+def forward(x: Tensor, params: GatedFeedForwardParams, eps: float, config: Config | None = None) -> Tensor:
+    """x [N, C, H, W] -> the result like x; parameters contiguous."""
+    if not len(x):
+        return torch.empty_like(x)
+    with torch.cuda.device_of(x):
+        rows, channels = as_rows(x), x.shape[1]
+        config = config or configs.lookup("naf_block.second_half", channels, rows)
+        y = _by_products(rows, params, eps) if config is None else _launch(rows, params, eps, config)
+        return as_images(y, x)
+
+
+def _launch(rows: Tensor, p: GatedFeedForwardParams, eps: float, config: Config) -> Tensor:
+    channels, pixels = rows.shape[-1], rows[..., 0].numel()
+    padded = max(16, triton.next_power_of_2(channels))
+    matrix1 = rows.new_empty((padded, 2 * padded))
+    matrix2 = rows.new_empty((padded, padded))
+    bias1, bias2 = torch.empty(3 * padded, dtype=torch.float32, device=rows.device).split([2 * padded, padded])
+    folding = configs.require("naf_block.fold", channels, rows)
+    _fold[(padded // folding["BJ"],)](
+        p.norm_weight, p.norm_bias, p.conv1_weight, p.conv1_bias, matrix1, bias1,
+        p.conv2_weight, p.conv2_bias, p.gamma, matrix2, bias2, C=channels, K=padded, **folding,
+    )  # fmt: skip
+    y = torch.empty_like(rows)
+    _feed_forward[(triton.cdiv(pixels, config["BM"]),)](
+        rows, matrix1, bias1, matrix2, bias2, y, pixels, eps,
+        C=channels, K=padded, PRECISION=precision(rows), **config,
+    )  # fmt: skip
+    return y
+
+
+def _by_products(rows: Tensor, p: GatedFeedForwardParams, eps: float) -> Tensor:
+    # By PyTorch, where no configuration fits (more than 1024 channels).
+    normed = F.layer_norm(rows, rows.shape[-1:], p.norm_weight, p.norm_bias, eps)
+    first, second = F.linear(normed, p.conv1_weight.flatten(1), p.conv1_bias).chunk(2, -1)
+    return rows + F.linear(first * second, p.conv2_weight.flatten(1), p.conv2_bias) * p.gamma.flatten()
