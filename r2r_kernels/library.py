@@ -681,7 +681,7 @@ def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
             b"or r2r_kernels.decelerate)",
             len(several),
         )
-        marked = raising(*(None if r is None else r.detach().requires_grad_() for r in several))
+        marked: Any = raising(*(None if r is None else r.detach().requires_grad_() for r in several))  # type: ignore[arg-type]
         return marked if isinstance(results, tuple) else marked[0] if isinstance(marked, (tuple, list)) else marked
 
     return wrapper

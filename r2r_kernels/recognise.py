@@ -140,7 +140,7 @@ def _eps(twin: nn.Module, weight: str | None, bias: str | None, channels: int) -
     tolerance = max(TOLERANCE, 4 * torch.finfo(dtype).eps)
     random = torch.Generator().manual_seed(0)
     x = 1e-2 * torch.randn((2, channels, 5, 3), generator=random, dtype=torch.float64, device="cpu").to(dtype)
-    tensors = [twin.get_parameter(name) if name else None for name in (weight, bias)]
+    scale, shift = (twin.get_parameter(name) if name else None for name in (weight, bias))
     try:
         wanted = twin(x.clone())
     except Exception:
@@ -148,7 +148,7 @@ def _eps(twin: nn.Module, weight: str | None, bias: str | None, channels: int) -
     if not isinstance(wanted, Tensor) or wanted.shape != x.shape or wanted.dtype != dtype:
         return None
     for eps in dict.fromkeys(_epsilons(twin)):  # which shows in values as small as these
-        got = fused.layer_norm_2d(x, *tensors, (eps,) * len(fused.DTYPES), fused.REFERENCE)
+        got = fused.layer_norm_2d(x, scale, shift, (eps,) * len(fused.DTYPES), fused.REFERENCE)
         if torch.allclose(got, wanted, rtol=tolerance, atol=tolerance):
             return eps
     return None
@@ -264,10 +264,11 @@ class Graph:
         self.dropouts: dict[str, None] = {}
         self.near: str | None = None  # what kept the last candidate from fitting
 
-    def own(self, node: fx.Node) -> bool:
-        """Whether the module's own forward makes the node, not that of a module inside."""
-        stack = node.meta.get("nn_module_stack") or {}
-        return all(kind.__module__.startswith("torch.nn.") for _, kind in stack.values())
+    def own(self, *nodes: fx.Node) -> bool:
+        """Whether the nodes are not all made inside of one and the same module of anyone's."""
+        stacks = [node.meta.get("nn_module_stack") or {} for node in nodes]
+        common = (kind for call, (_, kind) in stacks[0].items() if all(call in stack for stack in stacks))
+        return all(kind.__module__.startswith("torch.nn.") for kind in common)
 
     def module(self, node: Any) -> nn.Module | None:
         return (
@@ -344,9 +345,9 @@ class Graph:
         if self.module(node) in self.gates:
             return node.args[0]
         for a, b in self.products(node)[:1]:
-            halves = [self.half(a), self.half(b)]
-            if None not in halves and halves[0][0] is halves[1][0] and {halves[0][1], halves[1][1]} == {0, 1}:
-                return halves[0][0]
+            one, other = self.half(a), self.half(b)
+            if one and other and one[0] is other[0] and {one[1], other[1]} == {0, 1}:
+                return one[0]
         return None
 
     def half(self, node: Any) -> tuple[Any, int] | None:
@@ -354,12 +355,12 @@ class Graph:
         if not isinstance(node, fx.Node) or node.target is not operator.getitem:
             return None
         whole, which = node.args
-        if not isinstance(whole, fx.Node) or which not in (0, 1, -1, -2):
+        if not isinstance(whole, fx.Node) or not isinstance(which, int) or which not in (0, 1, -1, -2):
             return None
         chunks = whole.target in (torch.chunk, "chunk")
         dim = whole.kwargs.get("dim", whole.args[2] if len(whole.args) > 2 else 0)
         number = whole.kwargs.get("chunks", whole.args[1] if len(whole.args) > 1 else None)
-        return (whole.args[0], int(which) % 2) if chunks and number == 2 and dim in (1, -3) else None  # type: ignore[call-overload]
+        return (whole.args[0], which % 2) if chunks and number == 2 and dim in (1, -3) else None
 
     def pool(self, node: Any) -> tuple[Any, str | None] | None:
         """What is pooled, over the image (None) or by the window of the named pool."""
@@ -447,11 +448,8 @@ def find_half(graph: Graph, node: fx.Node) -> Found | None:
     return None
 
 
-def find_block(graph: Graph, node: fx.Node) -> Found | None:
-    """node is the second half of y = x + conv3(g * attention(pool(g))) * beta, g = gate(conv2(conv1(norm(x))))."""
-    second = find_half(graph, node)
-    if second is None:
-        return None
+def find_block(graph: Graph, second: Found) -> Found | None:
+    """second is that of y = x + conv3(g * attention(pool(g))) * beta, g = gate(conv2(conv1(norm(x))))."""
     for skip, branch in graph.adds(second.x):
         for inner, beta in graph.scaled(branch):
             conv3 = graph.conv(inner)
@@ -472,7 +470,7 @@ def find_block(graph: Graph, node: fx.Node) -> Found | None:
                 tensors = (*first, *second.tensors)
                 if not _misfit(graph, NAFBlockParams._fields, tensors, naf_block_shapes(conv3[1].out_channels)):
                     modulations = (norm[3], *second.modulations)
-                    return Found("NAFBlock", node, skip, tensors, second.eps, modulations, pool[1])
+                    return Found("NAFBlock", second.node, skip, tensors, second.eps, modulations, pool[1])
     return None
 
 
@@ -511,8 +509,14 @@ def find_fusion(graph: Graph) -> Fusion | None:
     found: list[Found] = []
     graph.dropouts.clear()
     for node in reversed(graph.graph.nodes):
-        if graph.own(node) and (match := find_block(graph, node) or find_half(graph, node)):
-            found.append(match)
+        second = find_half(graph, node)
+        if second is None:
+            continue
+        block = find_block(graph, second)
+        if block is not None and graph.own(node, second.x):  # its halves may be modules of their own
+            found.append(block)
+        elif graph.own(node):
+            found.append(second)
     if not found:
         return None
     blocks = any(match.operator == "NAFBlock" for match in found)

@@ -21,6 +21,7 @@ MARK = "_fused"  # the attribute in which a fused module keeps what it needs
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format, type(None))
 _INTERNAL = {*vars(nn.Module()), "_is_replica", "_former_parameters", MARK}
+_WRAPPERS = ("__composable_api_state_key_", "_is_fsdp_", "_fsdp_")  # what fully_shard and its like put on a module
 _GLOBAL_HOOKS = tuple(getattr(nn.modules.module, f"_global{name}") for name in _HOOKS)
 
 
@@ -39,6 +40,11 @@ def parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return module.named_modules(remove_duplicate=False)
 
 
+def _tells(name: Any) -> bool:
+    """Whether an attribute of that name may decide what a module answers."""
+    return isinstance(name, str) and name not in _INTERNAL and not name.startswith(_WRAPPERS)
+
+
 class Part(NamedTuple):
     """A module without its values: `tensors` tells names, and whether each is there."""
 
@@ -51,11 +57,7 @@ class Part(NamedTuple):
     @classmethod
     def of(cls, module: nn.Module) -> Part:
         own, kind = tensors(module), own_class(module)
-        attributes = {
-            name: value
-            for name, value in vars(module).items()
-            if isinstance(name, str) and name not in _INTERNAL and name not in own
-        }
+        attributes = {name: value for name, value in vars(module).items() if _tells(name) and name not in own}
         hooked = any(getattr(module, name) for name in _HOOKS)
         return cls(kind, kind.forward, attributes, {n: t is not None for n, t in own.items()}, hooked)
 
@@ -191,7 +193,7 @@ class Watch:
             content
             for _, part in inside
             for name, value in vars(part).items()
-            if name not in _INTERNAL
+            if _tells(name)
             for content in _contents(value)
         )
         modules = (part._modules for _, part in inside if part._modules)

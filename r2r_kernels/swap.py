@@ -117,7 +117,7 @@ class Swapped:
     _original_class: type[nn.Module]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        state = self.__getstate__() if hasattr(self, "__getstate__") else vars(self)  # type: ignore[operator]
+        state = self.__getstate__() if hasattr(self, "__getstate__") else vars(self)
         return _rebuild, (self._original_class,), state
 
     def __setstate__(self, state: Any) -> None:
@@ -138,8 +138,7 @@ def _rebuild(original: type[nn.Module]) -> nn.Module:
     return kind.__new__(kind)
 
 
-@functools.cache
-def _stand_in(original: type[nn.Module]) -> type[nn.Module]:
+def _derived(original: type[nn.Module]) -> type[nn.Module]:
     """A class like `original`, with a forward that takes the operators."""
     own = original.forward
 
@@ -168,9 +167,11 @@ def _stand_in(original: type[nn.Module]) -> type[nn.Module]:
         return self._original_class.forward(self, *args, **kwargs)
 
     names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(original)(
-        original.__name__, (Swapped, original), {**names, "_original_class": original, "forward": forward}
-    )
+    metaclass: Any = type(original)
+    return metaclass(original.__name__, (Swapped, original), {**names, "_original_class": original, "forward": forward})
+
+
+_stand_in: Any = functools.cache(_derived)  # one class for each
 
 
 def _swap(module: nn.Module, state: _State) -> None:
@@ -331,6 +332,11 @@ def _disagreement(module: nn.Module, fusion: Fusion) -> str | None:
     return None
 
 
+def _is_pytorchs(kind: type) -> bool:
+    """Whether the class and all that it is derived from are PyTorch's own; FSDP2 derives classes from anyone's."""
+    return all(base.__module__.partition(".")[0] in ("torch", "builtins") for base in kind.__mro__)
+
+
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
@@ -352,7 +358,7 @@ class _Examination:
         return self.outcomes[module]
 
     def _alike(self, module: nn.Module) -> _State | str | None:
-        if type(module).__module__.startswith("torch.") or (isinstance(module, OperatorModule) and not module.eager):
+        if _is_pytorchs(type(module)) or (isinstance(module, OperatorModule) and not module.eager):
             return None
         structure = Structure.of(module)
         shapes = {name: p.shape for name, p in module.named_parameters(remove_duplicate=False)}

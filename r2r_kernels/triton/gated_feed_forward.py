@@ -18,7 +18,7 @@ from r2r_kernels.reference import GatedFeedForwardParams
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
 from r2r_kernels.triton.layout import as_images, as_rows
-from r2r_kernels.triton.naf_block import _fold_square, _fold_widening, _normalise
+from r2r_kernels.triton.naf_block import _fitting, _fold_square, _fold_widening, _normalise, _pixels
 from r2r_kernels.triton.products import precision
 
 
@@ -38,14 +38,18 @@ def _fold(
     C: tl.constexpr,
     K: tl.constexpr,
     BJ: tl.constexpr,
+    BC: tl.constexpr,
 ):
-    # A program takes BJ output channels of each convolution.
+    # A program takes BJ output channels of one piece: a half of the widening convolution, or the square one.
     j = tl.program_id(0) * BJ + tl.arange(0, BJ)
-    _fold_widening(norm_ptr, shift_ptr, w1_ptr, b1_ptr, out1_ptr, bias1_ptr, j, C, K, BJ)
-    _fold_square(w2_ptr, b2_ptr, gamma_ptr, out2_ptr, bias2_ptr, j, C, K, BJ)
+    piece = tl.program_id(1)
+    if piece < 2:
+        _fold_widening(norm_ptr, shift_ptr, w1_ptr, b1_ptr, out1_ptr, bias1_ptr, piece, j, C, K, BC)
+    else:
+        _fold_square(w2_ptr, b2_ptr, gamma_ptr, out2_ptr, bias2_ptr, j, C, K, BC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def _feed_forward(
     x_ptr,
     w1_ptr,
@@ -90,26 +94,27 @@ def forward(x: Tensor, params: GatedFeedForwardParams, eps: float, config: Confi
         return torch.empty_like(x)
     with torch.cuda.device_of(x):
         rows, channels = as_rows(x), x.shape[1]
-        config = config or configs.lookup("naf_block.second_half", channels, rows)
+        config = config or configs.lookup("naf_block.second_half", channels, rows, _pixels(rows))
         y = _by_products(rows, params, eps) if config is None else _launch(rows, params, eps, config)
         return as_images(y, x)
 
 
 def _launch(rows: Tensor, p: GatedFeedForwardParams, eps: float, config: Config) -> Tensor:
-    channels, pixels = rows.shape[-1], rows[..., 0].numel()
+    channels, pixels = rows.shape[-1], _pixels(rows)
     padded = max(16, triton.next_power_of_2(channels))
     matrix1 = rows.new_empty((padded, 2 * padded))
     matrix2 = rows.new_empty((padded, padded))
     bias1, bias2 = torch.empty(3 * padded, dtype=torch.float32, device=rows.device).split([2 * padded, padded])
-    folding = configs.require("naf_block.fold", channels, rows)
-    _fold[(padded // folding["BJ"],)](
+    folding = _fitting(configs.require("naf_block.fold", channels, rows), padded)
+    _fold[(triton.cdiv(padded, folding["BJ"]), 3)](
         p.norm_weight, p.norm_bias, p.conv1_weight, p.conv1_bias, matrix1, bias1,
         p.conv2_weight, p.conv2_bias, p.gamma, matrix2, bias2, C=channels, K=padded, **folding,
     )  # fmt: skip
     y = torch.empty_like(rows)
+    tile = {name: value for name, value in _fitting(config, padded).items() if name != "ATTEND"}
     _feed_forward[(triton.cdiv(pixels, config["BM"]),)](
         rows, matrix1, bias1, matrix2, bias2, y, pixels, eps,
-        C=channels, K=padded, PRECISION=precision(rows), **config,
+        C=channels, K=padded, PRECISION=precision(rows), **tile,
     )  # fmt: skip
     return y
 

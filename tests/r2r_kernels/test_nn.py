@@ -49,7 +49,8 @@ def test_a_window_makes_attention_local_in_evaluation_alone(eager: bool, changed
     if changed:
         made.conv1 = nn.Sequential(made.conv1)  # type: ignore[assignment]
         assert made.seen() is None
-    for run in (made, torch.compile(made, backend="eager")):
+    compiled: nn.Module = torch.compile(made, backend="eager")  # type: ignore[assignment]
+    for run in (made, compiled):
         torch.testing.assert_close(run.eval()(x), local)
         torch.testing.assert_close(run.train()(x), plain)
     assert made.eval().fold(torch.float32) is None

@@ -165,9 +165,13 @@ def test_a_block_of_ours_drops_where_dropout_alone_is_at_work(eager: bool) -> No
 
 def test_the_operator_answers_again_where_the_change_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     _, swapped = pair(lambda: NAFBlock(4))
-    x, calls = torch.rand(1, 3, 6, 5), []
-    operator = functional.naf_block
-    monkeypatch.setattr(functional, "naf_block", lambda *args: (calls.append(1), operator(*args))[1])
+    x, calls, operator = torch.rand(1, 3, 6, 5), [], functional.naf_block
+
+    def counted(*args: Any) -> Tensor:
+        calls.append(1)
+        return operator(*args)
+
+    monkeypatch.setattr(functional, "naf_block", counted)
     swapped(x)
     handle = swapped[1].conv1.register_forward_hook(lambda *_: None)
     swapped(x)
@@ -233,6 +237,22 @@ def test_the_state_dict_protocol_is_the_modules() -> None:
     assert calls == ["saved", "loaded"]
 
 
+class OldNames(LayerNorm2d):
+    """Reads checkpoints of an older version."""
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if prefix + "g" in state:
+            state[prefix + "weight"] = state.pop(prefix + "g")
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def test_a_module_that_reads_old_checkpoints_goes_on_reading_them() -> None:
+    model: Any = nn.Sequential(OldNames(3))
+    assert r2r_kernels.accelerate(model).swapped
+    model.load_state_dict({"0.g": torch.full((3,), 2.0), "0.bias": torch.zeros(3)})
+    assert torch.equal(model[0].weight, torch.full((3,), 2.0))
+
+
 def test_hooks_and_attributes_put_on_it_stay_after_decelerate() -> None:
     _, swapped = pair(lambda: NAFBlock(4))
     block, seen = swapped[1], []
@@ -258,10 +278,10 @@ def test_blocks_in_a_plain_list_are_swapped_too() -> None:
 
 def replica(module: nn.Module) -> Any:
     """As torch.nn.parallel.replicate makes one, with parameters of zeros."""
-    made = module._replicate_for_data_parallel()  # type: ignore[operator]
+    made = module._replicate_for_data_parallel()
     made._former_parameters = {}
     for name, child in module._modules.items():
-        made._modules[name] = replica(child)  # type: ignore[arg-type]
+        made._modules[name] = None if child is None else replica(child)
     for name, parameter in module._parameters.items():
         if parameter is not None:
             value = torch.zeros_like(parameter)
@@ -283,12 +303,13 @@ def test_a_replica_computes_with_its_own_parameters(dropout: float) -> None:
 def test_copies_and_pickles_are_swapped_and_their_own() -> None:
     eager, swapped = pair(lambda: NAFBlock(4))
     x = torch.rand(1, 3, 6, 5)
+    other: Any
     for other in (copy.deepcopy(swapped), pickle.loads(pickle.dumps(swapped))):
         assert isinstance(other[1], Swapped)
         torch.testing.assert_close(other(x), eager(x))
         with torch.no_grad():
-            other[1].beta.zero_()
-            other[1].gamma.zero_()
+            other.get_parameter("1.beta").zero_()
+            other.get_parameter("1.gamma").zero_()
         assert torch.equal(other(x), eager[0](x))
         torch.testing.assert_close(swapped(x), eager(x))
         r2r_kernels.decelerate(other)
@@ -374,6 +395,20 @@ def test_gates_take_input_of_any_rank(shape: tuple[int, ...]) -> None:
     assert torch.equal(model(x), SimpleGate()(x))
 
 
+class NormOfAnyRank(LayerNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        normed = nn.functional.layer_norm(x.movedim(1, -1), (x.shape[1],), self.weight, self.bias, self.eps)
+        return normed.movedim(-1, 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (2, 8, 5), (2, 8, 3, 4, 5), (2, 8, 3, 4)])
+def test_norms_take_input_of_any_rank(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(NormOfAnyRank(8))
+    assert r2r_kernels.accelerate(model).swapped == {"0": "LayerNorm2d"}
+    x = torch.rand(shape)
+    torch.testing.assert_close(model(x), NormOfAnyRank(8)(x))
+
+
 # Other tools
 
 
@@ -400,6 +435,15 @@ def test_tracing_scripting_and_symbolic_tracing_work() -> None:
     wanted = gate(x)
     r2r_kernels.accelerate(gate)
     torch.testing.assert_close(torch.jit.script(gate)(x), wanted)
+
+
+def test_exporting_keeps_the_operator_and_the_answers() -> None:
+    eager, swapped = pair(lambda: NAFBlock(4))
+    x, other = torch.rand(2, 3, 6, 5), torch.rand(1, 3, 9, 8)
+    size = {2: torch.export.Dim("height", min=3), 3: torch.export.Dim("width", min=3)}
+    program = torch.export.export(swapped.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1), **size},))
+    assert any("naf_block" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(other), eager(other))
 
 
 def test_second_derivatives_and_forward_mode_are_refused_by_the_operators() -> None:

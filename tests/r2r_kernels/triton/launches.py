@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from r2r_kernels.reference import NAFBlockParams
+from r2r_kernels.reference import GatedFeedForwardParams, NAFBlockParams
 from r2r_kernels.triton import (
     bank_retrieve,
     depthwise_gate,
+    gated_feed_forward,
     layer_norm_2d,
     local_mean_2d,
     naf_block,
@@ -88,6 +89,11 @@ def naf_block_launches(channels: int, dtype: torch.dtype, size: Size) -> None:
     naf_block.backward(y, x, saved, params(channels, dtype), 1e-6)
 
 
+def gated_feed_forward_launches(channels: int, dtype: torch.dtype, size: Size) -> None:
+    x = _images(channels, dtype, size, torch.channels_last)
+    gated_feed_forward.forward(x, GatedFeedForwardParams(*params(channels, dtype)[11:]), 1e-6)
+
+
 def upsample_add_launches(channels: int, dtype: torch.dtype, size: Size) -> None:
     x = _images(2 * channels, dtype, size, torch.channels_last)
     skip = _images(channels, dtype, (2 * size[0], 2 * size[1]), torch.channels_last)
@@ -118,6 +124,7 @@ LAUNCHES: dict[str, Callable[[int, torch.dtype, Size], None]] = {
     "simple_gate": simple_gate_launches,
     "depthwise_gate": depthwise_gate_launches,
     "naf_block": naf_block_launches,
+    "gated_feed_forward": gated_feed_forward_launches,
     "upsample_add": upsample_add_launches,
     "local_mean_2d": local_mean_2d_launches,
     "bank_retrieve": bank_retrieve_launches,

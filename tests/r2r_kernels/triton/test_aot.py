@@ -29,12 +29,19 @@ CHANNELS = {
     "simple_gate": (7, 64),
     "depthwise_gate": (7, 64),
     "naf_block": (7, 32, 64, 100, 256, 512),
+    "gated_feed_forward": (7, 32, 64, 100, 256, 512),
     "upsample_add": (7, 64),
     "local_mean_2d": (7, 64),
     "bank_retrieve": (7, 512),
     "slot_conv": (7, 64),
 }
-FLOAT32 = {"naf_block": (7, 100), "layer_norm_2d": (100,), "simple_gate": (100,), "upsample_add": (100,)}
+FLOAT32 = {
+    "naf_block": (7, 100),
+    "gated_feed_forward": (100,),
+    "layer_norm_2d": (100,),
+    "simple_gate": (100,),
+    "upsample_add": (100,),
+}
 # Height and width of two images: many pixels, and so few that another configuration may be taken.
 SIZES = ((64, 48), (28, 28))
 EVERY = (7, 16, 32, 48, 64, 100, 128, 256, 512, 1024)
