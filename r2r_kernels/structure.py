@@ -6,10 +6,10 @@ A fused module computes from the tensors of its parts what their classes, attrib
 
 from __future__ import annotations
 
+import functools
 import operator
 import types
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -131,7 +131,7 @@ class Structure(NamedTuple):
         return next((name for name, part in self.parts.items() if name and part.hooked), None)
 
 
-@cache
+@functools.cache
 def _compiled() -> Any:
     module = extension.module()
     return getattr(module, "unchanged", _unchanged)
@@ -200,15 +200,12 @@ class Watch:
         hooks = (vars(part)[name] for part in objects for name in _HOOKS)
         dicts = (vars(module), *map(vars, objects), *modules, *hooks, *_GLOBAL_HOOKS, *contents)
         classes = tuple(dict.fromkeys(own_class(part) for _, part in inside))
-        self._check = _compiled()
-        self._arguments = (
+        self.holds: Callable[[], bool] = functools.partial(
+            _compiled(),
             *(objects, tuple(map(type, objects))),
             *(dicts, tuple(map(_snapshot, dicts))),
             *(classes, tuple(kind.forward for kind in classes)),
         )
-
-    def holds(self) -> bool:
-        return self._check(*self._arguments)
 
 
 class Sights:
@@ -223,10 +220,11 @@ class Sights:
 
     def see(self, module: nn.Module, look: Callable[[nn.Module], Any]) -> Any:
         """The answer of look(module), now or of before; None while there are hooks on all modules."""
-        watch, found = self._kept.get(module.training, (None, None))
-        if watch is None or not watch.holds():
-            found = None if any(_GLOBAL_HOOKS) else look(module)
-            self._kept[module.training] = Watch(module), found
+        kept = self._kept.get(module.training)
+        if kept is not None and kept[0].holds():
+            return kept[1]
+        found = None if any(_GLOBAL_HOOKS) else look(module)
+        self._kept[module.training] = Watch(module), found
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sights:
