@@ -237,7 +237,7 @@ class Haze(Degradation):
 
     def apply(self, photo: np.ndarray, rng: np.random.Generator, depth: np.ndarray | None) -> np.ndarray:
         assert depth is not None, "__call__ makes depth up where there is none"
-        beta, airlight = np.float32(rng.uniform(*self.beta)), np.float32(rng.uniform(*self.airlight))
+        beta, airlight = np.float32(rng.uniform(*self.beta)), np.full(3, rng.uniform(*self.airlight), np.float32)
         if self.tint[1] > 0:  # a field that is off draws nothing, as for noise
             airlight = airlight * (1 - np.float32(rng.uniform(*self.tint)) * rng.random(3, np.float32))
         transmission = np.exp(-beta * depth.astype(np.float32, copy=False))[..., None]
