@@ -23,12 +23,15 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import kernels
 from benchmarks.kernels import DEEP, LEVELS, PREDICTED, Size, block_work, size_name
-from benchmarks.roofline import Work, layer_norm_2d, simple_gate
+from benchmarks.roofline import Work
 from r2r.files import atomic_path
+from r2r_kernels import extension
+from r2r_kernels.triton import bank_retrieve, depthwise_gate, local_mean_2d, naf_block, slot_conv, upsample_add
 from r2r_kernels.triton import layer_norm_2d as norm
-from r2r_kernels.triton import naf_block
 from r2r_kernels.triton import simple_gate as gate
 from tests.r2r_kernels.triton import aot, launches
 
@@ -95,8 +98,17 @@ def predict(
 ) -> Prediction:
     """streamed: bytes of weights that a program reads from the L2. under_way: bytes that a thread has asked for at
     once, not counting what the L1 holds."""
-    made, programs = compiled(launch, turns), math.prod(launch.grid)
-    warps = launch.options.get("num_warps", 4)
+    options = launch.options
+    waits = turns > 1 and options.get("num_stages", 2) < 3
+    made, programs, warps = compiled(launch, turns), math.prod(launch.grid), options.get("num_warps", 4)
+    return timed(name, size, work, made, programs, warps, turns if waits else 0, streamed, under_way)
+
+
+def timed(
+    name: str, size: Size, work: Work, made: Compiled, programs: int, warps: int, waits: int, streamed: int,
+    under_way: int,
+) -> Prediction:  # fmt: skip
+    """warps: of a program. waits: turns of a loop that wait for what they load, unless another program has work."""
     rounds = math.ceil(programs / SMS)  # programs that an SM has to do
     busy = min(1.0, programs / SMS)
     at_once = min(made.resident, rounds)
@@ -108,9 +120,9 @@ def predict(
         "weights": rounds * streamed / (64 * CLOCK),
         "instructions": rounds * warps * made.instructions / 4 / CLOCK,
     }
-    waits = turns * TURN if launch.options.get("num_stages", 2) < 3 and turns > 1 and at_once == 1 else 0.0
+    waiting = waits * TURN if at_once == 1 else 0.0
     bound = max(times, key=lambda key: times[key])
-    return Prediction(name, size, work, programs, made, LAUNCH + LATENCY + waits + times[bound], bound)
+    return Prediction(name, size, work, programs, made, LAUNCH + LATENCY + waiting + times[bound], bound)
 
 
 def _launches(patch: Any, run: Any) -> list[aot.Launch]:
@@ -119,15 +131,14 @@ def _launches(patch: Any, run: Any) -> list[aot.Launch]:
     return found
 
 
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 def block(size: Size, patch: Any) -> Iterator[Prediction]:
     """The launches of a frozen NAF block, of its backward, of `fold` and of `unfold`."""
     n, c, h, w = size
-    half = torch.bfloat16
-
-    def meta(*shape: int, dtype: torch.dtype = half) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    raw, rows = launches.params(c, half), meta(n, h, w, c)
+    raw, rows = launches.params(c, torch.bfloat16), meta(n, h, w, c)
 
     def train() -> None:
         x = rows.permute(0, 3, 1, 2)
@@ -179,18 +190,123 @@ def block(size: Size, patch: Any) -> Iterator[Prediction]:
         yield predict(f"naf_block.{name}", size, products, launch, turns, streamed, under_way)._replace(work=work)
 
 
-def others(size: Size, patch: Any) -> Iterator[Prediction]:
+class _Launches(TorchDispatchMode):
+    """Counts what PyTorch itself would launch: a kernel for each operation that makes numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += not (func.is_view or "empty" in func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _run(name: str, size: Size, backward: bool) -> Any:
+    """An operator's forward or backward, by its launcher, on meta tensors: as `benchmarks.kernels` runs it."""
     n, c, h, w = size
 
-    def images(channels: int) -> torch.Tensor:
-        x = torch.empty((n, channels, h, w), dtype=torch.bfloat16, device="meta")
-        return x.to(memory_format=torch.channels_last)
+    def images(factor: int = 1, up: int = 1) -> torch.Tensor:
+        return meta(n, factor * c, up * h, up * w).to(memory_format=torch.channels_last)
 
-    vector = torch.empty(c, dtype=torch.bfloat16, device="meta")
-    (launch,) = _launches(patch, lambda: norm.forward(images(c), vector, vector, 1e-6))
-    yield predict("layer_norm_2d", size, layer_norm_2d(n, c, h, w, 2), launch, under_way=32)
-    (launch,) = _launches(patch, lambda: gate.forward(images(2 * c)))
-    yield predict("simple_gate", size, simple_gate(n, 2 * c, h, w, 2), launch, under_way=64)
+    x, double, large, vector = images(), images(2), images(up=2), meta(c)
+    if name == "layer_norm_2d":
+        statistics = meta(2, n, h, w, dtype=torch.float32)
+        if backward:
+            return lambda: norm.backward(x, x, vector, *statistics)
+        return lambda: norm.forward(x, vector, vector, 1e-6)
+    if name == "simple_gate":
+        return lambda: gate.backward(x, double) if backward else gate.forward(double)
+    if name == "depthwise_gate":
+        given, mean = (double, meta(2 * c, 1, 3, 3), meta(2 * c)), meta(n, c, 1, 1)
+        return lambda: depthwise_gate.backward(x, mean, *given) if backward else depthwise_gate.forward(*given)
+    if name == "upsample_add":
+        weight = meta(4 * c, 2 * c, 1, 1)
+        if backward:
+            return lambda: upsample_add.backward(large, double, weight)
+        return lambda: upsample_add.forward(double, weight, large)
+    return lambda: local_mean_2d.forward(x, (max(1, 3 * h // 8), max(1, 3 * w // 8)))
+
+
+def _bank(name: str) -> Any:
+    """As `_run`, for the operators of a bank of 5 tasks."""
+    if name == "slot_conv":
+        x, weight, bias = meta(5, 64, 512, 8, 8), meta(5, 512, 12, 3, 3), meta(5, 512)
+        return lambda: slot_conv.forward(x, weight, bias)
+    query, keys, values = meta(1, 64, 8, 8), meta(5, 53, 64, 8, 8), meta(5, 53, 512, 8, 8)
+    counts, scale = meta(5, dtype=torch.int64), meta(dtype=torch.float32)
+    return lambda: bank_retrieve.forward(query, keys, values, counts, scale, None, "hard")
+
+
+def _detail(launch: aot.Launch, case: kernels.Case) -> tuple[float, int, int, int]:
+    """Share of the operator's bytes that a launch moves; turns of its loop; bytes of weights that a program streams;
+    bytes that a thread has asked for at once."""
+    k, threads = launch.arguments, 32 * launch.options.get("num_warps", 4)
+    c = case.size[1]
+    match launch.name.partition(".")[2], launch.name.partition(".")[0]:
+        case _, "layer_norm_2d":
+            return 1, 1, 0, 32
+        case _, "simple_gate":
+            return 1, 1, 0, 64
+        case "gate_backward" | "depthwise_backward" | "forward" as stage, "depthwise_gate":
+            share = {"gate_backward": 1.0, "depthwise_backward": 1.2}.get(stage, 1.0)  # 5 and 6 passes, 5 are needed
+            return share, math.ceil((k["rows"] + 2) / 3), 0, 2 * k["BW"] * 4 * k["BH"] // threads
+        case _, "upsample_add":
+            asked = 2 * (k["BM"] + k["BN"]) * k["BK"] * launch.options.get("num_stages", 2) // threads
+            return 1, math.ceil(2 * c / k["BK"]), 4 * c * k["BN"], asked
+        case _, "local_mean_2d":  # what enters the window and what leaves it; the sums between lie in float32
+            return 1.5, k["steps"], 0, 4 * k["BI"] // threads
+        case _, "slot_conv":
+            return 1, k["K"], 0, 9 * 2 * k["BO"] * k["BE"] // threads
+        case "similarities", _:
+            return 0.1, math.ceil(k["depth"] / k["BD"]), 0, 4 * k["BD"] // threads
+        case "gather", _:
+            return 0.9, math.ceil(53 / k["BS"]), 0, 2 * k["BS"] * k["BD"] // threads
+        case _:
+            return 0, 1, 0, 16
+
+
+def operator(case: kernels.Case, patch: Any) -> tuple[list[Prediction], float]:
+    """The launches of a case of `benchmarks.kernels`, and the seconds of all, those of PyTorch's own among them."""
+    name, _, way = case.name.partition(" ")
+    run = _bank(name) if name in ("bank_retrieve", "slot_conv") else _run(name, case.size, bool(way))
+    with _Launches() as counted:
+        launched = _launches(patch, run)
+    found = []
+    for launch in launched:
+        share, turns, streamed, asked = _detail(launch, case)
+        work = Work(round(share * case.work.bytes), case.work.flops)
+        products = Work(work.bytes, work.flops if name == "upsample_add" else 0)
+        part = case.name if len(launched) == 1 else f"{case.name}.{launch.name.partition('.')[2]}"
+        found.append(predict(part, case.size, products, launch, turns, streamed, asked)._replace(work=work))
+    seconds = sum(one.seconds for one in found) + counted.number * (LAUNCH + LATENCY)
+    return found, max(seconds, case.work.bytes / COPY, case.work.flops / PRODUCT)
+
+
+def gated_conv(case: kernels.Case) -> tuple[list[Prediction], float]:
+    """The CUDA kernels of the 1x1 `gated_conv` in channels_last, as they lie in the extension; `gated_conv_cuda.cu`
+    says how many blocks there are. Other shapes lie in the same kernels, so their instructions are not counted."""
+    (n, c, h, w), threads = case.size, 256
+    module = extension.module()
+    assert module is not None
+    assert module.__file__
+    assert module.cuda_architectures, "the extension has to be built with CUDA"
+    pixels, packs = n * h * w, math.ceil(c / 8)
+    parts = math.ceil(pixels / 256)
+    launched = [("rows_forward", math.ceil(math.ceil(pixels / 8) * packs / threads), case.work.bytes, 32)]
+    if case.name.endswith("backward"):
+        launched = [
+            ("rows_backward", parts * math.ceil(packs / 32), case.work.bytes, 48),
+            ("add_parts", math.ceil(3 * c / 8), parts * 12 * c, 32),
+        ]
+    found = []
+    for name, blocks, bytes_, asked in launched:
+        usage = aot.of_extension(module.__file__, name, "bfloat16", ARCH)
+        resident = min(2048 // threads, 65536 // (math.ceil(usage.registers / 8) * 8 * threads))
+        made = Compiled(usage.registers, usage.shared, resident, 0, False)
+        part = case.name if len(launched) == 1 else f"{case.name}.{name}"
+        found.append(timed(part, case.size, Work(bytes_, 0), made, blocks, threads // 32, 0, 0, asked))
+    return found, sum(one.seconds for one in found)
 
 
 def table(found: list[Prediction]) -> list[str]:
@@ -199,7 +315,7 @@ def table(found: list[Prediction]) -> list[str]:
     for one in found:
         cells = (one.name, size_name(one.size), f"{one.work.bytes / 1e6:.2f}", f"{one.work.flops / 1e9:.2f}",
                  one.programs, one.made.registers, f"{one.made.shared / 1024:.0f}", one.made.resident,
-                 one.made.instructions, f"{one.seconds * 1e6:.1f} us", one.bound)  # fmt: skip
+                 one.made.instructions or "-", f"{one.seconds * 1e6:.1f} us", one.bound)  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
@@ -227,10 +343,16 @@ def blocks(found: list[Prediction]) -> list[str]:
 
 
 def main() -> None:
+    keys: dict[str, float] = {}
     with pytest.MonkeyPatch.context() as patch:
         found = [one for size in (*LEVELS, DEEP) for one in block(size, patch)]
-        found += [one for size in (LEVELS[0], DEEP) for one in others(size, patch)]
-    keys = {f"{one.name} {size_name(one.size)}": round(one.seconds * 1e6, 2) for one in found}
+        for case in kernels.cases():
+            if not case.name.startswith("naf_block"):
+                of_case, seconds = gated_conv(case) if case.name.startswith("gated_conv") else operator(case, patch)
+                found += of_case
+                keys[case.key] = round(seconds * 1e6, 2)
+    for one in found:
+        keys.setdefault(f"{one.name} {size_name(one.size)}", round(one.seconds * 1e6, 2))
     for size in (*LEVELS, DEEP):
         parts = [keys.get(f"{part} {size_name(size)}", 0.0) for part in ("naf_block.fold", *forward(size, set(keys)))]
         keys[f"naf_block {size_name(size)}"] = round(sum(parts), 2)

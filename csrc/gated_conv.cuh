@@ -531,15 +531,33 @@ __global__ void __launch_bounds__(THREADS, 2) window_backward(const Backward<T> 
   }
 }
 
-// dweight [channels, sums - 1] and dbias [channels]: partial [parts, sums, channels] added in the order of the parts.
+constexpr int COLUMNS = 8;  // neighbouring sums that a block adds up: 32 bytes of each part
+
+// dweight [channels, sums - 1] and dbias [channels]: partial [parts, sums, channels] added up over the parts. Every thread
+// adds each 32nd part, then those sums are added: the order is fixed, and no thread waits for thousands of loads in turn.
 __global__ void __launch_bounds__(THREADS)
     add_parts(const float* partial, int64_t parts, int sums, int64_t channels, float* dweight, float* dbias) {
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(THREADS) + threadIdx.x; i < sums * channels;
-       i += gridDim.x * static_cast<int64_t>(THREADS)) {
+  constexpr int LANES = THREADS / COLUMNS;
+  __shared__ float of_lanes[LANES][COLUMNS];
+  const int column = threadIdx.x % COLUMNS, lane = threadIdx.x / COLUMNS;
+  const int64_t count = sums * channels;
+  for (int64_t first = blockIdx.x * static_cast<int64_t>(COLUMNS); first < count;
+       first += gridDim.x * static_cast<int64_t>(COLUMNS)) {
+    const int64_t i = first + column;
     float total = 0;
-    for (int64_t part = 0; part < parts; part++) total += partial[part * sums * channels + i];
-    const int64_t t = i / channels, channel = i % channels;
-    (t < sums - 1 ? dweight[channel * (sums - 1) + t] : dbias[channel]) = total;
+    if (i < count) {
+#pragma unroll 8
+      for (int64_t part = lane; part < parts; part += LANES) total += partial[part * count + i];
+    }
+    __syncthreads();  // the last sums are read
+    of_lanes[lane][column] = total;
+    __syncthreads();
+    if (lane == 0 && i < count) {
+      total = 0;
+      for (int l = 0; l < LANES; l++) total += of_lanes[l][column];
+      const int64_t t = i / channels, channel = i % channels;
+      (t < sums - 1 ? dweight[channel * (sums - 1) + t] : dbias[channel]) = total;
+    }
   }
 }
 

@@ -103,7 +103,7 @@ void gated_conv_backward(
       stream.launch(planes_backward<T>, parts * op.channels, op);
     }
     stream.launch(
-        add_parts, over(sums * op.channels, THREADS), op.partial, parts, sums, op.channels, data<float>(dweight),
+        add_parts, over(sums * op.channels, COLUMNS), op.partial, parts, sums, op.channels, data<float>(dweight),
         data<float>(dbias));
   });
 }

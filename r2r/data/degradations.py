@@ -222,12 +222,14 @@ class Rain(Degradation):
 class Haze(Degradation):
     """Scattering: photo * t + airlight * (1 - t) with t = exp(-beta * depth), the ranges those of RESIDE's indoor set.
 
-    beta is for relative depth; RESIDE's outdoor set draws 0.04 to 0.2 a metre and an airlight from 0.8.
+    beta is for relative depth; RESIDE's outdoor set draws 0.04 to 0.2 a metre and an airlight from 0.8. tint: by how
+    much the airlight may be weaker in a colour; lamps, smoke and sand colour it.
     """
 
     name: ClassVar[str] = "haze"
     beta: Annotated[Range, Limits(0, 100)] = (0.6, 1.8)
     airlight: Annotated[Range, Limits(0, 1)] = (0.7, 1.0)
+    tint: Annotated[Range, Limits(0, 1)] = (0, 0)
 
     @property
     def needs_depth(self) -> bool:
@@ -235,7 +237,9 @@ class Haze(Degradation):
 
     def apply(self, photo: np.ndarray, rng: np.random.Generator, depth: np.ndarray | None) -> np.ndarray:
         assert depth is not None, "__call__ makes depth up where there is none"
-        beta, airlight = np.float32(rng.uniform(*self.beta)), np.float32(rng.uniform(*self.airlight))
+        beta, airlight = np.float32(rng.uniform(*self.beta)), np.full(3, rng.uniform(*self.airlight), np.float32)
+        if self.tint[1] > 0:  # a field that is off draws nothing, as for noise
+            airlight = airlight * (1 - np.float32(rng.uniform(*self.tint)) * rng.random(3, np.float32))
         transmission = np.exp(-beta * depth.astype(np.float32, copy=False))[..., None]
         return airlight + (photo - airlight) * transmission
 

@@ -107,9 +107,10 @@ def run_demo(out: Path, console: Console, model: str | None = None) -> list[Show
         "Photos that come with scikit-image, degraded by this program, and restored by the model that comes with the "
         f"package, which was told nothing. Left of the slider: degraded. Right of it: restored. {speed}."
     )
-    figures = [
-        figure(*(out / kind / one.case.file for kind in KINDS), out, f"{one.case.title}: {one.said}") for one in shown
-    ]
+    figures = []
+    for one in shown:
+        before, after = (out / kind / one.case.file for kind in KINDS)
+        figures.append(figure(before, after, out, f"{one.case.title}: {one.said}"))
     write_page(out / "index.html", "What is wrong was found by the model itself", note, figures)
     console.print(speed, highlight=False)
     console.print(f"look at it: {out / 'index.html'}", highlight=False)

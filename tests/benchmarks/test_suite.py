@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import rivals, sweep
 from benchmarks.race import apart
@@ -66,7 +67,6 @@ def test_eager_of_few_digits_is_not_the_measure() -> None:
 
 
 def test_wrong_answers_are_noticed() -> None:
-    import torch
 
     x = torch.rand(4, 4)
     assert apart([x.clone()], [x], None) == 0
@@ -140,3 +140,45 @@ def test_what_is_furthest_from_its_limit_is_swept_first() -> None:
     ]
     first, *_ = sweep.jobs(configs.table("default"), rows)
     assert first == ("naf_block.second_half", "half", "256", "4096")  # 28 of them
+
+
+def failing(monkeypatch: pytest.MonkeyPatch) -> tuple[sweep.Sweep, list[int]]:
+    """A sweep on the CPU whose kernel answers once and fails from then on, and how often it was called."""
+    calls = [0]
+
+    def call() -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] > 1:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return torch.ones(3)
+
+    monkeypatch.setattr(sweep, "call_of", lambda *_: call)
+    return sweep.Sweep(torch.device("cpu"), lambda: False), calls
+
+
+def test_a_candidate_that_fails_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, calls = failing(monkeypatch)
+    job = sweep.Job("simple_gate.forward", "half", "more", "more")
+    before = one.table[job.kernel][job.size]
+    assert "inf" in one.tune(job)
+    assert calls[0] > len(sweep.candidates(job.kernel))
+    assert one.table[job.kernel][job.size] == sweep.placed(
+        before, "more", "more", configs.by_pixels(before["more"])["more"]
+    )
+
+
+def test_a_gpu_that_answers_no_more_ends_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an illegal access each call fails: the candidates after it would all seem worse than they are."""
+    one, calls = failing(monkeypatch)
+    one.device = torch.device("cuda")
+
+    def synchronize(_device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    job = sweep.Job("simple_gate.forward", "half", "more", "more")
+    before = one.table[job.kernel][job.size]
+    with pytest.raises(SystemExit, match="the GPU answers no more, after RuntimeError: CUDA error"):
+        one.tune(job)
+    assert calls[0] == 2
+    assert one.table[job.kernel][job.size] == before

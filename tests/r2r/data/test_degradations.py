@@ -220,6 +220,17 @@ def test_haze_is_the_scattering_model(photos: list[np.ndarray]) -> None:
     np.testing.assert_allclose(hazy, photo * t + 0.8 * (1 - t), atol=0.51 / 255)
 
 
+def test_tinted_haze_is_weaker_in_each_colour_by_no_more_than_asked(photos: list[np.ndarray]) -> None:
+    thick = Haze(beta=(100, 100), airlight=(0.9, 0.9), tint=(0.4, 0.4))
+    airlights = np.array(
+        [degrade(thick, photos[0], seed, np.ones(photos[0].shape[:2], np.float32))[0, 0] for seed in range(40)]
+    )
+    assert airlights.min() >= 0.9 * 0.6 - 1 / 255
+    assert airlights.max() <= 0.9 + 1 / 255
+    assert np.ptp(airlights, axis=1).max() > 0.2
+    assert np.allclose(airlights.mean(axis=0), 0.9 * 0.8, atol=0.06)
+
+
 def test_haze_lifts_the_dark_channel_with_made_up_depth(photos: list[np.ndarray]) -> None:
     for photo in photos:
         for seed in range(4):

@@ -117,6 +117,17 @@ def binary(launch: Launch, arch: str, aligned: bool) -> Any:
     return triton.compile(source, target=TARGETS[arch], options=launch.options)
 
 
+def of_extension(path: str | Path, kernel: str, dtype: str, arch: str) -> Usage:
+    """What a CUDA kernel of the extension costs, that for this dtype where it is made for several."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    command = [str(tool), "-arch", arch, "-res-usage", str(path)]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: usage for name, usage in re.findall(r"Function (\S+):\s+(REG.*)", report) if kernel in name}
+    (usage,) = [usage for name, usage in found.items() if dtype in name or len(found) == 1]
+    number = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    return Usage(number["REG"], number["SHARED"], number["STACK"] + number["LOCAL"])
+
+
 def disassembly(made: Any, *options: str) -> str:
     """What cuobjdump says of a kernel compiled for an NVIDIA GPU."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
