@@ -6,7 +6,10 @@ call, a top-k over equal counts. Answers are those of `r2r.R2R` with `similarity
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -106,6 +109,36 @@ AS_PUBLISHED: dict[type[nn.Module], type[nn.Module]] = {
     NAFBlock: PublishedNAFBlock,
     GatedConv2d: PublishedGatedConv2d,
 }
+
+
+@functools.cache
+def _without_operators() -> torch.library.Library:
+    """What torchvision describes at its import. PyPI's build for Linux is made for CUDA, and beside a PyTorch for CPUs
+    its operators do not load; no NAFNet needs them."""
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+def import_spandrel() -> ModuleType:
+    """The package spandrel. Raises ImportError where it, or torchvision, is not installed."""
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms does not exist" not in str(error):
+            raise
+        _without_operators()
+    return importlib.import_module("spandrel")
+
+
+def spandrel_nafnet(
+    width: int, encoder_blocks: tuple[int, ...], middle_blocks: int, decoder_blocks: tuple[int, ...]
+) -> nn.Module:
+    """NAFNet as spandrel makes it when it loads a file."""
+    import_spandrel()
+    made = importlib.import_module("spandrel.architectures.NAFNet").NAFNet
+    return made(width=width, enc_blk_nums=encoder_blocks, middle_blk_num=middle_blocks, dec_blk_nums=decoder_blocks)
 
 
 def as_published(model: R2R) -> R2R:

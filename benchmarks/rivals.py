@@ -29,7 +29,8 @@ from r2r.losses import LossWeights, restoration_loss
 from r2r.presets import PRESETS
 from r2r.tiling import restore_photo
 from r2r_kernels import functional, reference
-from r2r_kernels.nn import OperatorModule
+from r2r_kernels.nn import LayerNorm2d, OperatorModule
+from r2r_kernels.reference import GatedFeedForwardParams
 
 CHANNELS_LAST = "eager channels_last"
 REFERENCE = "eager reference"
@@ -163,6 +164,27 @@ class PublishedDepthwiseGate(DepthwiseGate):
         first, second = self.conv(x).chunk(2, dim=1)
         gated = first * second
         return gated, nn.functional.adaptive_avg_pool2d(gated, 1)
+
+
+class GatedFeedForward(OperatorModule):
+    """As above; the second half of a block."""
+
+    def __init__(self, channels: int, eager: bool = True) -> None:
+        super().__init__(eager)
+        self.norm = LayerNorm2d(channels, eager=eager)
+        self.conv1, self.conv2 = nn.Conv2d(channels, 2 * channels, 1), nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        norm, conv1, conv2 = ((part.weight, part.bias) for part in (self.norm, self.conv1, self.conv2))
+        params: Any = (*norm, *conv1, *conv2, self.gamma)
+        return self.ops.gated_feed_forward(x, GatedFeedForwardParams(*params), self.norm.eps)
+
+
+class PublishedGatedFeedForward(GatedFeedForward):
+    def forward(self, x: Tensor) -> Any:
+        first, second = self.conv1(self.norm(x)).chunk(2, dim=1)
+        return x + self.conv2(first * second) * self.gamma
 
 
 class UpsampleAdd(OperatorModule):

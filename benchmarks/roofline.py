@@ -75,6 +75,13 @@ def naf_block(n: int, c: int, h: int, w: int, itemsize: int, backward: bool = Fa
     return forward + Work((9 * image + 2 * weights) * itemsize, again)
 
 
+def gated_feed_forward(n: int, c: int, h: int, w: int, itemsize: int, backward: bool = False) -> Work:
+    """x in, y out; backward: x and dy in, dx out, the hidden channels computed again."""
+    image, weights = n * c * h * w, 3 * c * c + 6 * c
+    forward = Work((2 * image + weights) * itemsize, 6 * image * c)
+    return forward + Work((3 * image + 2 * weights) * itemsize, 2 * forward.flops + 4 * image * c) * int(backward)
+
+
 def conv2d(
     n: int, inputs: int, outputs: int, h: int, w: int, kernel: int, itemsize: int, stride: int = 1,
     backward: bool = False,

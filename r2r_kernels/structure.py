@@ -234,14 +234,18 @@ class Sights:
         return Sights, ()
 
 
-def modes_fit(module: nn.Module, dropouts: Container[str]) -> bool:
+def modes_fit(module: nn.Module, dropouts: Container[str], pools: Container[str] = ()) -> bool:
     """Whether none of these dropouts is at work, and all modules inside that are not PyTorch's are in the mode of the
-    whole."""
+    whole; the pools, which are alike in both, may be in another (NAFNetLocal makes them so)."""
     for name, part in parts(module):
         if isinstance(part, nn.modules.dropout._DropoutNd):
             if name in dropouts and part.training and part.p > 0:
                 return False
-        elif part.training != module.training and not own_class(part).__module__.startswith("torch.nn."):
+        elif (
+            part.training != module.training
+            and name not in pools
+            and not own_class(part).__module__.startswith("torch.nn.")
+        ):
             return False
     return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ from r2r_kernels.structure import MARK, Sights, Structure, homes, modes_fit, own
 
 _GRADIENT_TOLERANCE = 1e-5
 # One with rows beyond the usual windows, one odd; small values, so that another eps shows, and large ones for clamps.
-_TRIALS = (((66, 2), 0.1), ((7, 9), 10.0))
+# Then those for modules that take no odd sizes (wavelets).
+_TRIALS = ((((66, 2), 0.1), ((7, 9), 10.0)), (((72, 8), 0.1), ((8, 24), 10.0)))
 _WINDOW = [4, 3]  # of local pools in the proof, less than the images
 
 
@@ -89,7 +91,7 @@ class _State:
         return self.sights.see(module, self._look)
 
     def _look(self, module: nn.Module) -> _Sight | None:
-        if self.difference(module) is not None or not modes_fit(module, self.fusion.dropouts):
+        if self.difference(module) is not None or not modes_fit(module, self.fusion.dropouts, self.fusion.pools):
             return None
         windows = [window_of(module.get_submodule(path)) for path in self.fusion.pools]
         if None in windows:
@@ -281,20 +283,20 @@ def _disagreement(module: nn.Module, fusion: Fusion) -> str | None:
         found = [home[name] for home, name in homes(twin, fusion.tensors)]
         return fusion.compute(twin, *arguments, *found, *(tuple(_WINDOW) for _ in fusion.pools), fused.REFERENCE)
 
-    fitting, error = None, "no image was taken"
-    for inputs in _inputs(twin, fusion.arguments):
+    fitting, trials, errors = None, _TRIALS[0], []
+    for trials, inputs in itertools.product(_TRIALS, list(_inputs(twin, fusion.arguments))):
         try:
-            own(twin, *tree_map(lambda x: x.detach(), inputs((5, 6), make(1.0))))
+            own(twin, *tree_map(lambda x: x.detach(), inputs(trials[1][0], make(1.0))))
             fitting = inputs
             break
         except Exception as raised:
-            error = _first_line(raised)
+            errors.append(_first_line(raised))
     if fitting is None:
-        return f"it could not be tried: {error}"
+        return f"it could not be tried: {errors[0] if errors else 'no image was taken'}"
 
     for training in (True, False):
         twin.train(training)
-        for size, scale in _TRIALS:
+        for size, scale in trials:
             arguments = fitting(size, make(scale))
             leaves = [*tree_leaves(arguments), *twin.parameters()]
             with torch.set_grad_enabled(training):
@@ -317,7 +319,7 @@ def _disagreement(module: nn.Module, fusion: Fusion) -> str | None:
                     return f"its gradients differ by {_largest(b - a):.1e} at {name}"
     for dtype in (torch.float32, torch.bfloat16):  # some compute otherwise in these
         twin.to(dtype)
-        arguments = tree_map(lambda x, dtype=dtype: x.detach().to(dtype), fitting(_TRIALS[1][0], make(1.0)))
+        arguments = tree_map(lambda x, dtype=dtype: x.detach().to(dtype), fitting(trials[1][0], make(1.0)))
         with torch.no_grad():
             torch.manual_seed(0)
             wanted = tree_leaves(own(twin, *arguments))

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import roofline
-from benchmarks.rivals import UpsampleAdd
+from benchmarks.rivals import GatedFeedForward, UpsampleAdd
 from benchmarks.roofline import Limits, Work
 from r2r import R2R
 from r2r.presets import PRESETS
@@ -53,6 +53,15 @@ def test_flops_of_a_block_with_its_backward_pass() -> None:
 def test_flops_of_depthwise_gate(ops: Any) -> None:
     x, weight, bias = torch.rand(N, 2 * C, H, W), torch.rand(2 * C, 1, 3, 3), torch.rand(2 * C)
     assert flops(lambda: ops.depthwise_gate(x, weight, bias)) == roofline.depthwise_gate(N, 2 * C, H, W, 4).flops
+
+
+def test_gated_feed_forward() -> None:
+    module, x = GatedFeedForward(C, eager=False), torch.rand(N, C, H, W, requires_grad=True)
+    work = roofline.gated_feed_forward(N, C, H, W, 4)
+    assert flops(lambda: module(x)) == work.flops
+    assert seen(module, x) == work.bytes
+    both = roofline.gated_feed_forward(N, C, H, W, 4, backward=True)
+    assert flops(lambda: module(x).sum().backward()) == both.flops
 
 
 def test_upsample_add_and_local_mean_2d() -> None:

@@ -75,8 +75,12 @@ def test_answers_and_all_gradients_are_the_eager_models(changes: dict[str, Any],
     # In float32, on the kernels: as near to float64 as the eager model.
     single = (lq, hq, data[2].float() if changes.get("mixtures") else labels)
     plain, native = (gradients(model, loss_of(model, single, stage)) for model in pair(**changes))
+    largest = max(gradient.norm() for gradient in truth.values())
     for name, gradient in native.items():
-        assert distance(gradient, truth[name]) <= max(1e-4, 2 * distance(plain[name], truth[name])), name
+        if truth[name].norm() < 1e-12 * largest:  # BatchNorm takes the bias before it away: all there is, is rounding
+            assert gradient.norm() < 1e-4 * largest, name
+        else:
+            assert distance(gradient, truth[name]) <= max(1e-4, 2 * distance(plain[name], truth[name])), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import importlib.util
 from typing import Any
 
 import pytest
 import torch
 
 import r2r_kernels
+from benchmarks.published import import_spandrel
 
 
 @pytest.fixture(scope="module")
-def spandrel() -> Iterator[Any]:
-    library = None
-    try:
-        pytest.importorskip("torchvision", reason="torchvision, which the package spandrel needs, is not installed")
-    except RuntimeError as error:
-        # PyPI's torchvision for Linux is built for CUDA. Beside a PyTorch for CPUs its operators do not load, and its
-        # import stops where it describes these two. No NAFNet needs them.
-        if "torchvision::nms does not exist" not in str(error):
-            raise
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
-    yield pytest.importorskip("spandrel", reason="the package spandrel is not installed")
-    del library
+def spandrel() -> Any:
+    if importlib.util.find_spec("spandrel") is None:
+        pytest.skip("the package spandrel, of the extra `dev`, is not installed")
+    return import_spandrel()
 
 
 def test_a_nafnet_that_spandrel_loads_is_swapped_and_answers_the_same(spandrel: Any) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import r2r_kernels
+from r2r_kernels import functional
 from r2r_kernels.swap import Swapped
 
 
@@ -224,6 +225,24 @@ def test_a_swapped_pool_is_obeyed_in_what_it_says_later() -> None:
     r2r_kernels.decelerate(other)
     x = torch.rand(1, 3, 40, 36)
     torch.testing.assert_close(model(x), other(x))
+
+
+def test_a_pool_in_another_mode_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls, operator = local(NAFNet()).eval(), [], functional.naf_block
+    for name, pool in model.named_modules():
+        if name.endswith("sca.0"):
+            pool.train()  # as NAFNetLocal comes from its constructor
+    x = torch.rand(1, 3, 40, 36)
+    wanted = model(x)
+    r2r_kernels.accelerate(model)
+
+    def counted(*args: Any) -> Tensor:
+        calls.append(1)
+        return operator(*args)
+
+    monkeypatch.setattr(functional, "naf_block", counted)
+    torch.testing.assert_close(model(x), wanted)
+    assert len(calls) == 7
 
 
 def test_a_pool_put_in_after_the_swap_is_obeyed() -> None:
@@ -559,6 +578,15 @@ class Unlike(NAFBlock):
         return y + self.dropout2(self.conv5(a * b)) * self.gamma
 
 
+class EvenOnly(NAFBlock):
+    """A first half that takes no odd sizes, as MLWNet's wavelets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        quarters = F.pixel_unshuffle(self.norm1(x), 2)
+        y = x + self.conv3(F.pixel_shuffle(quarters.relu(), 2)) * self.beta
+        return y + self.conv5(self.sg(self.conv4(self.norm2(y)))) * self.gamma
+
+
 IMAGE = torch.rand(2, 4, 9, 7)
 
 
@@ -571,6 +599,7 @@ IMAGE = torch.rand(2, 4, 9, 7)
         (HalvesApart(4), IMAGE, "NAFBlock"),
         (Timed(4), (IMAGE, torch.rand(2, 10)), "NAFBlock"),
         (Unlike(4), IMAGE, "GatedFeedForward"),
+        (EvenOnly(4), torch.rand(2, 4, 6, 8), "GatedFeedForward"),
         (FeedForward(4), IMAGE, "GatedFeedForward"),
         (Norm(4), IMAGE, "LayerNorm2d"),
     ],
