@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2r.model import R2R, Features, Match, Restoration, Task
+from r2r.pretrained import OnMeta
 from r2r.replay import Replays
 from r2r_kernels.nn import NAFBlock
 
@@ -37,7 +38,7 @@ class FrozenR2R(R2R):
         if dtype not in DTYPES:
             raise ValueError(f"a model is frozen in float32, bfloat16 or float16, got {dtype}")
         model._check_bank()
-        with torch.device("meta"):
+        with OnMeta():
             super().__init__(**{**model.config, "amalgamator": False})
         own = self.state_dict()
         kept = {name: x.detach().clone() for name, x in model.state_dict().items() if name in own}

@@ -21,7 +21,7 @@ from r2r.backbone import Decoder, Encoder
 from r2r.bank import DegradationBank
 from r2r.errors import InputError
 from r2r.files import umask
-from r2r.pretrained import CONFIG, HUB, WEIGHTS, read_config, read_weights
+from r2r.pretrained import CONFIG, HUB, WEIGHTS, read_config, read_model
 from r2r.weights import default_weights
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
 from r2r_kernels.reference import area_resize, task_mask
@@ -462,10 +462,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def _from_folder(cls, folder: Path, device: str) -> R2R:
         weights = folder / WEIGHTS
-        config = read_config(folder, cls)
-        state = read_weights(folder, config, cls)
-        with torch.device("meta"):  # what the config asks for takes no memory: the tensors are those of the file
-            model = cls(**config)
+        model, state = read_model(folder, read_config(folder, cls), cls)
         wide = {name: torch.float32 if x.is_floating_point() else x.dtype for name, x in state.items()}
         # Copies, as those of the file lie unaligned in memory, where products are slower and round otherwise.
         state = {name: x.to(device, wide[name], copy=True) for name, x in state.items()}

@@ -8,14 +8,17 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from r2r.errors import InputError
+
+Model = TypeVar("Model", bound=nn.Module)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HUB = "hf://"  # what the names of models on the Hugging Face Hub begin with
@@ -48,8 +51,8 @@ def read_config(folder: Path, build: Callable[..., nn.Module]) -> dict[str, Any]
     return config
 
 
-def read_weights(folder: Path, config: Mapping[str, Any], build: Callable[..., nn.Module]) -> dict[str, Tensor]:
-    """The tensors of a folder's `model.safetensors`, on the CPU, once its header fits `build(**config)`.
+def read_model(folder: Path, config: Mapping[str, Any], build: Callable[..., Model]) -> tuple[Model, dict[str, Tensor]]:
+    """`build(**config)` on the meta device, and the tensors of the folder's `model.safetensors`, on the CPU.
 
     Raises InputError, naming the file, where it is damaged, its names, shapes or types are others, or a value is NaN
     or infinite. Until the header is known to fit, no memory is taken for tensors.
@@ -57,7 +60,9 @@ def read_weights(folder: Path, config: Mapping[str, Any], build: Callable[..., n
     path = folder / WEIGHTS
     try:
         found = _header(path)
-        _check_shapes(path, found, _wanted(folder / CONFIG, len(found), config, build))
+        model = _described(folder / CONFIG, len(found), config, build)
+        wanted = {name: ([*x.shape], x.is_floating_point()) for name, x in model.state_dict().items()}
+        _check_shapes(path, found, wanted)
         state = load_file(path)
     except FileNotFoundError as error:
         raise InputError(f"{folder} is not a model: {WEIGHTS} is missing") from error
@@ -67,7 +72,26 @@ def read_weights(folder: Path, config: Mapping[str, Any], build: Callable[..., n
     counts, slots = state["bank.counts"], state["bank.keys"].shape[1]
     if not bool(((counts >= 0) & (counts <= slots)).all()):
         raise InputError(f"{path} does not fit its {CONFIG}: bank.counts must be 0 to {slots}, got {counts.tolist()}")
-    return state
+    return model, state
+
+
+class OnMeta(TorchFunctionMode):
+    """Modules that are built inside have shapes, and neither memory nor initial values, which take most of the time."""
+
+    def __enter__(self) -> OnMeta:
+        self._device = torch.device("meta")
+        self._device.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._device.__exit__(*raised)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init" and func.__name__.endswith("_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -87,21 +111,17 @@ def _header(path: Path) -> dict[str, tuple[list[int], bool]]:
         return {name: (part.get_shape(), "F" in part.get_dtype()) for name, part in parts.items()}
 
 
-def _wanted(
-    path: Path, tensors: int, config: Mapping[str, Any], build: Callable[..., nn.Module]
-) -> dict[str, tuple[list[int], bool]]:
-    """What `_header` gives for a model of this configuration."""
+def _described(path: Path, tensors: int, config: Mapping[str, Any], build: Callable[..., Model]) -> Model:
     blocks = [config.get(name, []) for name in ("encoder_blocks", "decoder_blocks", "memory_blocks")]
     try:
         # A model of more blocks than the file has tensors would take long to build.
         if sum(sum(levels) for levels in blocks) + config.get("middle_blocks", 0) > tensors:
             raise ValueError(f"it asks for more blocks than the {tensors} tensors of {WEIGHTS} hold")
-        with torch.device("meta"):
-            model = build(**config)
+        with OnMeta():
+            return build(**config)
     except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         line = str(error).splitlines()[0]
         raise InputError(f"{path} does not describe an R2R model: {line}") from error
-    return {name: ([*x.shape], x.is_floating_point()) for name, x in model.state_dict().items()}
 
 
 def _check_shapes(

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from r2r.data.images import from_float, to_float
@@ -113,6 +112,8 @@ def _restore_visible(
     rows, columns = (np.flatnonzero(visible.any(axis)) for axis in (1, 0))
     part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     seen = visible[part]
+    from scipy.ndimage import distance_transform_edt  # slow to import, and few photos have hidden colours
+
     y, x = distance_transform_edt(~seen, return_distances=False, return_indices=True)
     restored = restore_photo(model, pixels[part][y, x], task, memory, strength=strength)
     out[part][seen] = restored.pixels[seen]
