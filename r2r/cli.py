@@ -234,26 +234,26 @@ def restore(
     """
     from r2r.compare import write_comparison
     from r2r.data.images import FORMATS, format_of
-    from r2r.restoration import Output, prepare, restore_files, restore_stream
+    from r2r.restoration import Settings, prepare, restore_files, restore_stream
 
-    output = Output(format_of(file_format) if file_format else None, quality)
-    if quality is not None and output.file_format and not FORMATS[output.file_format].lossy:
-        raise InputError(f"--quality: {output.file_format} has none; JPEG, WebP and AVIF have")
-    budget = None if memory is None else int(memory * 1e9)
+    written = format_of(file_format) if file_format else None
+    if quality is not None and written and not FORMATS[written].lossy:
+        raise InputError(f"--quality: {written} has none; JPEG, WebP and AVIF have")
+    settings = Settings(task, strength, None if memory is None else int(memory * 1e9), written, quality)
     if "-" in map(str, (*inputs, out)):
         if len(inputs) != 1 or str(out) != "-":
             raise InputError("- stands for one photo: r2r restore PHOTO --out -, or r2r restore - --out -")
         loaded = _load_frozen(model, device, eager)
-        restore_stream(loaded, str(inputs[0]), sys.stdout.buffer, task, budget, output, strength)
+        restore_stream(loaded, str(inputs[0]), sys.stdout.buffer, settings)
         return
     out = inputs[0].parent / "restored" if out is None else out
     loaded = _load_frozen(model, device, eager)
     display = RestorationDisplay(as_json=log is LogFormat.JSON)
     if dry_run:
-        display.plan(*prepare(loaded, inputs, out, task, budget, output, overwrite, strength))
+        display.plan(*prepare(loaded, inputs, out, settings, overwrite))
         return
     with display.progress:
-        report = restore_files(loaded, inputs, out, task, budget, output, overwrite, display.show, strength)
+        report = restore_files(loaded, inputs, out, settings, overwrite, display.show)
     display.summary(report, out)
     if compare:
         write_comparison(out, report.files)

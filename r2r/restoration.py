@@ -5,101 +5,117 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import shutil
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
 
 import r2r_kernels
-from r2r.data.images import RAW_SUFFIXES, Photo, memory_to_read, read_photo, write_photo
+from r2r.data.images import RAW_SUFFIXES, Photo, image_size, memory_to_read, read_photo, write_photo
 from r2r.device import device_of, release_freed_memory, resident_memory
 from r2r.errors import InputError
 from r2r.files import atomic_path
 from r2r.inputs import plan_outputs, unreadable
 from r2r.model import R2R, Task
 from r2r.report import REPORT, FileResult, RestorationReport, read_done
-from r2r.tiling import RestoredPhoto, restore_photo, tile_side
+from r2r.tiling import RestoredPhoto, restore_photo, restore_together, tile_side, whole_photos
 
 _WRITING = 2  # files that wait to be written
+_TOGETHER, _PIXELS = 16, 2**18  # photos, and pixels of them, that go through the network together
 
 
 @dataclass(frozen=True)
-class Output:
-    """How outputs are written: `file_format`, a key of `r2r.data.images.FORMATS`, and `quality`, see `write_photo`."""
+class Settings:
+    """task, strength, memory: see `restore_photo`. How outputs are written: `file_format`, a key of
+    `r2r.data.images.FORMATS`, and `quality`, see `write_photo`; by default as the input is."""
 
+    task: Task = None
+    strength: float = 1.0
+    memory: int | None = None
     file_format: str | None = None
     quality: int | None = None
+
+    @property
+    def as_input(self) -> bool:
+        """Whether outputs are written as the inputs are."""
+        return self.file_format is None and self.quality is None
+
+    def fingerprint(self, model: R2R) -> str:
+        """Of everything that decides what an output looks like: the model, the settings, the package's version."""
+        chosen = str(self.task), self.strength, self.file_format, self.quality
+        digest = hashlib.sha256(json.dumps([r2r_kernels.__version__, model.config, *chosen]).encode())
+        for name, x in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 def restore_files(
     model: R2R,
     inputs: Sequence[str | Path],
     out: str | Path,
-    task: Task = None,
-    memory: int | None = None,
-    output: Output = Output(),
+    settings: Settings = Settings(),
     overwrite: bool = False,
     progress: Callable[[FileResult, int], object] | None = None,
-    strength: float = 1.0,
 ) -> RestorationReport:
     """Restore image files, and folders of them, into `out`, with `out/report.json`; model in eval mode, on any device.
 
     Outputs are named as `plan_outputs` says and hold what `write_photo` keeps; a photo in which nothing was found is
-    copied, where its format stays. task, memory, strength: see `restore_photo`. What
-    an earlier run into `out` did with the same model and settings is skipped where neither size nor time of the input
-    has changed and the output is there; overwrite: it is done again.
+    copied, where its format stays. What an earlier run into `out` did with the same model and settings is skipped
+    where neither size nor time of the input has changed and the output is there; overwrite: it is done again.
     progress: called after each file with its result and how many files there are to do. A file that cannot be read,
     restored or written is reported and does not stop the rest; an interrupted run leaves a report of what it did.
 
     Raises InputError before any work for what `plan_outputs` refuses, an unknown task, an empty bank and too little
     memory.
     """
-    report, todo = prepare(model, inputs, out, task, memory, output, overwrite, strength)
+    report, todo = prepare(model, inputs, out, settings, overwrite)
     path = Path(out, REPORT)
     report.write(path)
 
-    def finish(result: FileResult) -> None:
-        with suppress(InputError):  # a disk that is full now may not be so at the end
+    lock = threading.Lock()
+
+    def record(result: FileResult) -> None:
+        with lock, suppress(InputError):  # a disk that is full now may not be so at the end
             report.append(result, path)
+
+    def show(result: FileResult) -> None:
         if progress is not None:
             progress(result, len(todo))
 
     try:
-        _restore_all(model, todo, task, memory, output, strength, finish)
+        _restore_all(model, todo, settings, record, show)
         report.complete = True
     finally:
+        place = {str(source): index for index, (source, _) in enumerate(todo)}
+        report.files.sort(key=lambda one: place.get(one.input, -1))
         report.write(path)
     return report
 
 
-def restore_stream(
-    model: R2R,
-    source: str,
-    target: IO[bytes],
-    task: Task = None,
-    memory: int | None = None,
-    output: Output = Output(),
-    strength: float = 1.0,
-) -> None:
+def restore_stream(model: R2R, source: str, target: IO[bytes], settings: Settings = Settings()) -> None:
     """Restore one file, or standard input where `source` is "-", and write it to an open file. Raises InputError."""
     if source != "-" and (reason := unreadable(Path(source))):
         raise InputError(f"{source}: {reason}")
     given = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     photo = read_photo(io.BytesIO(given) if source == "-" else source)
-    restored = _restore_photo(model, photo, task, memory, strength)
+    restored = _restore_photo(model, photo, settings, settings.memory)
     written = io.BytesIO()  # a TIFF is not written from front to back
-    if not restored.tasks and output == Output() and Path(source).suffix.lower() not in RAW_SUFFIXES:
+    if not restored.tasks and settings.as_input and Path(source).suffix.lower() not in RAW_SUFFIXES:
         written.write(given)
     else:
-        write_photo(written, photo, output.file_format, output.quality)
+        write_photo(written, photo, settings.file_format, settings.quality)
     target.write(written.getbuffer())
     target.flush()
 
@@ -108,20 +124,16 @@ def prepare(
     model: R2R,
     inputs: Sequence[str | Path],
     out: str | Path,
-    task: Task = None,
-    memory: int | None = None,
-    output: Output = Output(),
+    settings: Settings = Settings(),
     overwrite: bool = False,
-    strength: float = 1.0,
 ) -> tuple[RestorationReport, list[tuple[Path, Path]]]:
     """What `restore_files` starts from: a report of what is done already, and what is left to do. Writes nothing."""
-    plan = plan_outputs(inputs, out, output.file_format)
-    tile_side(model, _Memory(model, memory).activations())  # raises for too little memory
-    model.restore(
-        torch.zeros(1, 3, 1, 1, device=device_of(model)), task, strength
-    )  # raises for bad ones, an empty bank
-    settings = fingerprint(model, task, output, strength)
-    done = {} if overwrite else read_done(Path(out, REPORT), settings)
+    plan = plan_outputs(inputs, out, settings.file_format)
+    tile_side(model, _Memory(model, settings.memory).activations())  # raises for too little memory
+    pixel = torch.zeros(1, 3, 1, 1, device=device_of(model))
+    model.restore(pixel, settings.task, settings.strength)  # raises for bad ones, an empty bank
+    fingerprint = settings.fingerprint(model)
+    done = {} if overwrite else read_done(Path(out, REPORT), fingerprint)
     unchanged = [done.get(str(source)) for source, target in plan.files]
     kept, todo = [], []
     for (source, target), result in zip(plan.files, unchanged, strict=True):
@@ -129,21 +141,7 @@ def prepare(
             kept.append(result)
         else:
             todo.append((source, target))
-    return RestorationReport(settings, plan.skipped, kept, len(kept)), todo
-
-
-def fingerprint(model: R2R, task: Task = None, output: Output = Output(), strength: float = 1.0) -> str:
-    """Of everything that decides what an output looks like: the model, the settings, the version of this package."""
-    digest = hashlib.sha256()
-    digest.update(
-        json.dumps(
-            [r2r_kernels.__version__, model.config, str(task), strength, output.file_format, output.quality]
-        ).encode()
-    )
-    for name, x in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return RestorationReport(fingerprint, plan.skipped, kept, len(kept)), todo
 
 
 def _is_done(source: Path, target: Path, result: FileResult) -> bool:
@@ -191,6 +189,10 @@ class _Job:
     result: FileResult
     photo: Photo | None = None
 
+    def restored(self, by: RestoredPhoto, seconds: float) -> _Job:
+        seconds += self.result.seconds
+        return _Job(replace(self.result, tasks=by.tasks, scores=by.scores, tiles=by.tiles, seconds=seconds), self.photo)
+
     def failed(self, error: Exception, seconds: float) -> _Job:
         line = next(iter(str(error).splitlines()), "") or type(error).__name__
         if not isinstance(error, InputError | MemoryError | RuntimeError):
@@ -202,43 +204,64 @@ class _Job:
 def _restore_all(
     model: R2R,
     todo: Sequence[tuple[Path, Path]],
-    task: Task,
-    memory: int | None,
-    output: Output,
-    strength: float,
-    finish: Callable[[FileResult], object],
+    settings: Settings,
+    record: Callable[[FileResult], None],
+    show: Callable[[FileResult], None],
 ) -> None:
-    """While one photo is restored, the next one is read and the last ones are written; a large one is alone."""
-    room = _Memory(model, memory)
-    writing: deque[Future[_Job]] = deque()
+    """While photos are restored, the next ones are read and the last ones are written; a large one is alone. The thread
+    that has written a file records it, which no interruption of this one prevents; then it is shown, in order."""
+    room = _Memory(model, settings.memory)
+    writing: deque[Future[FileResult]] = deque()
 
     def finish_writing(waiting: int) -> None:
         while len(writing) > waiting or (writing and writing[0].done()):
-            finish(writing.popleft().result().result)
+            show(writing.popleft().result())
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(_WRITING) as writers:
+        groups = _groups(todo)
+        group = next(groups, None)
+        reading: Future[list[_Job]] | None = None
+        while group:
+            alone = room.is_large(group[0][0])
+            if alone:
+                finish_writing(0)
+            jobs = reading.result() if reading else _read(group, room)
+            group, reading = next(groups, None), None
+            if group and not alone and not room.is_large(group[0][0]):
+                reading = reader.submit(_read, group, room)
+            for job in _restore(jobs, model, settings, room):
+                writing.append(writers.submit(_write, job, settings, record))
+            del job, jobs  # a photo goes when it is written
+            finish_writing(0 if alone else _WRITING)
+            if alone:
+                release_freed_memory()
+        finish_writing(0)
+
+
+def _groups(todo: Sequence[tuple[Path, Path]]) -> Iterator[list[tuple[Path, Path]]]:
+    """Neighbours of one size, as far as they are few and small; any other file is a group of its own."""
+    group: list[tuple[Path, Path]] = []
+    size: tuple[int, int] | None = None
+    for source, target in todo:
         try:
-            reading: Future[_Job] | None = None
-            for index, (source, target) in enumerate(todo):
-                alone = room.is_large(source)
-                if alone:
-                    finish_writing(0)
-                job = reading.result() if reading else _read(source, target, room)
-                following = todo[index + 1 : index + 2]
-                reading = None
-                if not alone and following and not room.is_large(following[0][0]):
-                    reading = reader.submit(_read, *following[0], room)
-                job = _restore(job, model, task, strength, room)
-                writing.append(writers.submit(_write, job, output))
-                del job  # the photo goes when it is written
-                finish_writing(0 if alone else _WRITING)
-                if alone:
-                    release_freed_memory()
-        finally:
-            finish_writing(0)  # an interruption too waits for what is being written
+            own = image_size(source)
+        except (InputError, OSError):  # reading it will tell why
+            own = None
+        more = len(group) + 1
+        if group and (own is None or own != size or more > _TOGETHER or more * math.prod(own) > _PIXELS):
+            yield group
+            group = []
+        group.append((source, target))
+        size = own
+    if group:
+        yield group
 
 
-def _read(source: Path, target: Path, room: _Memory) -> _Job:
+def _read(group: Sequence[tuple[Path, Path]], room: _Memory) -> list[_Job]:
+    return [_read_one(source, target, room) for source, target in group]
+
+
+def _read_one(source: Path, target: Path, room: _Memory) -> _Job:
     start = time.perf_counter()
     job = _Job(FileResult(str(source), str(target)))
     try:
@@ -253,36 +276,64 @@ def _read(source: Path, target: Path, room: _Memory) -> _Job:
     return _Job(replace(job.result, height=height, width=width, seconds=seconds), photo)
 
 
-def _restore(job: _Job, model: R2R, task: Task, strength: float, room: _Memory) -> _Job:
+def _restore(jobs: Sequence[_Job], model: R2R, settings: Settings, room: _Memory) -> list[_Job]:
+    """Photos of one size together; where that fails, or one is unlike the others, each by itself."""
+    photos = [job.photo for job in jobs if job.photo is not None and _visible(job.photo) is None]
+    alike = 1 < len(photos) == len(jobs) and len({photo.pixels.shape[:2] for photo in photos}) == 1
+    if not alike or whole_photos(model, photos[0].pixels.shape, room.activations()) < len(photos):
+        return [_restore_one(job, model, settings, room) for job in jobs]
+    start = time.perf_counter()
+    pixels = [photo.pixels for photo in photos]
+    try:
+        done = restore_together(model, pixels, settings.task, [*map(np.empty_like, pixels)], settings.strength)
+    except Exception:  # what is wrong is one photo's fault, or too much for all at once
+        return [_restore_one(job, model, settings, room) for job in jobs]
+    each = (time.perf_counter() - start) / len(jobs)
+    for photo, restored in zip(photos, done, strict=True):
+        photo.pixels[...] = restored.pixels
+    return [job.restored(restored, each) for job, restored in zip(jobs, done, strict=True)]
+
+
+def _restore_one(job: _Job, model: R2R, settings: Settings, room: _Memory) -> _Job:
     if job.photo is None:
         return job
     start = time.perf_counter()
     try:
-        restored = _restore_photo(model, job.photo, task, room.activations(), strength)
+        restored = _restore_photo(model, job.photo, settings, room.activations())
     except Exception as error:  # RuntimeError for want of memory above all
         return job.failed(error, time.perf_counter() - start)
-    seconds = job.result.seconds + time.perf_counter() - start
-    result = replace(job.result, tasks=restored.tasks, scores=restored.scores, tiles=restored.tiles, seconds=seconds)
-    return _Job(result, job.photo)
+    return job.restored(restored, time.perf_counter() - start)
 
 
-def _restore_photo(model: R2R, photo: Photo, task: Task, memory: int | None, strength: float) -> RestoredPhoto:
-    """In place; colours that transparency hides have no part in it."""
-    visible = None if photo.alpha is None else photo.alpha > 0
-    return restore_photo(model, photo.pixels, task, memory, photo.pixels, strength, visible)
+def _restore_photo(model: R2R, photo: Photo, settings: Settings, memory: int | None) -> RestoredPhoto:
+    """In place."""
+    pixels = photo.pixels
+    return restore_photo(model, pixels, settings.task, memory, pixels, settings.strength, _visible(photo))
 
 
-def _write(job: _Job, output: Output) -> _Job:
+def _visible(photo: Photo) -> np.ndarray | None:
+    """Where colours can be seen, None for everywhere; those that transparency hides have no part in the result."""
+    return None if photo.alpha is None or photo.alpha.all() else photo.alpha > 0
+
+
+def _write(job: _Job, settings: Settings, record: Callable[[FileResult], None]) -> FileResult:
+    result = _written(job, settings).result
+    record(result)
+    return result
+
+
+def _written(job: _Job, settings: Settings) -> _Job:
     if job.photo is None:
         return job
     start = time.perf_counter()
+    source, target = job.result.input, job.result.output
     try:
-        if job.result.tasks or output != Output() or Path(job.result.output).suffix != Path(job.result.input).suffix:
-            write_photo(job.result.output, job.photo, output.file_format, output.quality)
+        if job.result.tasks or not settings.as_input or Path(target).suffix != Path(source).suffix:
+            write_photo(target, job.photo, settings.file_format, settings.quality)
         else:  # nothing was found: the file stays what it is, byte for byte
-            with atomic_path(job.result.output) as temporary:
-                shutil.copyfile(job.result.input, temporary)
-                shutil.copystat(job.result.input, temporary)
+            with atomic_path(target) as temporary:
+                shutil.copyfile(source, temporary)
+                shutil.copystat(source, temporary)
     except Exception as error:
         return job.failed(error, time.perf_counter() - start)
     return _Job(replace(job.result, seconds=job.result.seconds + time.perf_counter() - start))

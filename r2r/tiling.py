@@ -76,24 +76,49 @@ def restore_photo(
     out = np.empty_like(pixels) if out is None else out
     if visible is not None and not visible.all():
         return _restore_visible(model, pixels, task, memory, out, strength, visible)
-    device = device_of(model)
-    side = tile_side(model, memory)
-    height, width = map(model.padded, pixels.shape[:2])
-    if height * width <= side * side:
-        image, chosen, scores = model.restore(_as_tensor(pixels).to(device), task, strength)
-        _store(image, out)
-        tiles = 1
-    else:
-        budget = free_memory(device) // 2 if memory is None else memory
-        side = tile_side(model, memory, across=width)
-        chosen, scores, tiles = _restore_tiled(model, pixels, out, side, task, strength, budget)
-    taking_part = chosen[0] if chosen.dtype == torch.bool else torch.arange(len(model.tasks), device=device) == chosen
-    return RestoredPhoto(
-        out,
-        tuple(name for name, taken in zip(model.tasks, taking_part.tolist(), strict=True) if taken),
-        dict(zip(model.tasks, model.probabilities(scores)[0].tolist(), strict=True)),
-        tiles,
-    )
+    if whole_photos(model, pixels.shape, memory):
+        return restore_together(model, [pixels], task, [out], strength)[0]
+    device, width = device_of(model), model.padded(pixels.shape[1])
+    budget = free_memory(device) // 2 if memory is None else memory
+    side = tile_side(model, memory, across=width)
+    chosen, scores, tiles = _restore_tiled(model, pixels, out, side, task, strength, budget)
+    return _described(model, [out], chosen, scores, tiles)[0]
+
+
+@torch.inference_mode()
+def restore_together(
+    model: R2R, photos: Sequence[np.ndarray], task: Task, outs: Sequence[np.ndarray], strength: float
+) -> list[RestoredPhoto]:
+    """As `restore_photo`, for one or more photos of one size, as a batch and in one piece each."""
+    for pixels in photos:
+        _check_pixels(pixels)
+    batch = torch.cat([_as_tensor(pixels) for pixels in photos])
+    images, chosen, scores = model.restore(batch.to(device_of(model)), task, strength)
+    for image, out in zip(images, outs, strict=True):
+        _store(image[None], out)
+    return _described(model, outs, chosen, scores, 1)
+
+
+def whole_photos(model: R2R, shape: Sequence[int], memory: int | None) -> int:
+    """How many photos of shape [H, W, ...] `memory` bytes restore at once, in one piece each; 0 where not even one."""
+    return tile_side(model, memory) ** 2 // (model.padded(shape[0]) * model.padded(shape[1]))
+
+
+def _described(
+    model: R2R, outs: Sequence[np.ndarray], chosen: Tensor, scores: Tensor, tiles: int
+) -> list[RestoredPhoto]:
+    if chosen.dtype != torch.bool:
+        chosen = F.one_hot(chosen, len(model.tasks)).bool()
+    likely = model.probabilities(scores).tolist()
+    return [
+        RestoredPhoto(
+            out,
+            tuple(name for name, taken in zip(model.tasks, taking_part, strict=True) if taken),
+            dict(zip(model.tasks, likelihood, strict=True)),
+            tiles,
+        )
+        for out, taking_part, likelihood in zip(outs, chosen.tolist(), likely, strict=True)
+    ]
 
 
 def _restore_visible(

@@ -13,12 +13,22 @@ import skimage.data
 import torch
 from PIL import Image, ImageCms
 
-from r2r import R2R, InputError
-from r2r.data.images import ACCEPTED, Photo, format_of, from_float, read_photo, to_float, write_photo, write_rgb
+from r2r import R2R, InputError, restoration
+from r2r.data.images import (
+    ACCEPTED,
+    Photo,
+    format_of,
+    from_float,
+    read_photo,
+    read_rgb,
+    to_float,
+    write_photo,
+    write_rgb,
+)
 from r2r.data.metadata import Metadata
 from r2r.inputs import plan_outputs
 from r2r.report import REPORT, FileResult
-from r2r.restoration import Output, restore_files
+from r2r.restoration import Settings, restore_files
 from r2r.tiling import restore_photo
 
 PHOTO = skimage.data.astronaut()[:400, 60:480] / np.float32(255)
@@ -36,7 +46,7 @@ def test_too_little_memory(tiny_model: R2R, tmp_path: Path) -> None:
         restore_photo(tiny_model, PHOTO, memory=1000)
     write_rgb(tmp_path / "a.png", SMALL)
     with pytest.raises(InputError, match="memory of"):
-        restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", memory=1000)
+        restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", Settings(memory=1000))
     assert not (tmp_path / "out").exists()
 
 
@@ -58,10 +68,10 @@ def test_photos_with_nothing_wrong_are_copied(tiny_model: R2R, tmp_path: Path) -
     for path in photos.iterdir():
         assert (out / path.name).read_bytes() == path.read_bytes()
         assert (out / path.name).stat().st_mtime == 1.5e9
-    restore_files(model, [photos / "b.png"], tmp_path / "other", output=Output("JPEG"))
+    restore_files(model, [photos / "b.png"], tmp_path / "other", Settings(file_format="JPEG"))
     with Image.open(tmp_path / "other" / "b.jpg") as converted:
         assert converted.format == "JPEG"
-    restore_files(model, [photos / "b.png"], tmp_path / "told", "derain")
+    restore_files(model, [photos / "b.png"], tmp_path / "told", Settings("derain"))
     assert (tmp_path / "told" / "b.png").read_bytes() != (photos / "b.png").read_bytes()
 
 
@@ -69,14 +79,14 @@ def test_strength_is_part_of_what_was_asked_for(tiny_model: R2R, tmp_path: Path)
     write_rgb(tmp_path / "a.png", SMALL)
     outputs = {}
     for strength in (1.0, 0.0, 0.5):  # into one folder: another strength is another result
-        report = restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", strength=strength)
+        report = restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", Settings(strength=strength))
         assert report.unchanged == 0
         outputs[strength] = to_float(read_photo(tmp_path / "out" / "a.png").pixels)
     assert np.abs(outputs[0.0] - SMALL).max() < 1 / 255
     inside = (outputs[1.0] > 0.01) & (outputs[1.0] < 0.99)  # where nothing was clipped
     assert np.abs(outputs[0.5] - (outputs[0.0] + outputs[1.0]) / 2)[inside].max() < 2 / 255
     with pytest.raises(InputError, match="strength"):
-        restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", strength=1.5)
+        restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", Settings(strength=1.5))
 
 
 def photo_of(
@@ -149,8 +159,8 @@ def interrupted(*_: object) -> None:
 def test_an_interrupted_run_leaves_a_true_report_and_goes_on_where_it_stopped(tiny_model: R2R, tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     names = [f"{number}.png" for number in range(8)]
-    for name in names:
-        write_rgb(photos / name, SMALL)
+    for number, name in enumerate(names):
+        write_rgb(photos / name, SMALL[number // 2 :])  # two of a size go together
     with pytest.raises(KeyboardInterrupt):
         restore_files(tiny_model, [photos], out, progress=interrupted)
     stopped = json.loads((out / REPORT).read_text())
@@ -176,9 +186,11 @@ def test_what_has_changed_is_done_again_and_overwrite_does_all(tiny_model: R2R, 
     for name in ("a.png", "b.png", "c.png"):
         write_rgb(photos / name, SMALL)
 
-    def done(**how: Any) -> list[str]:
+    def done(overwrite: bool = False, **how: Any) -> list[str]:
         seen: list[str] = []
-        restore_files(tiny_model, [photos], out, progress=lambda one, total: seen.append(Path(one.input).name), **how)
+        restore_files(
+            tiny_model, [photos], out, Settings(**how), overwrite, lambda one, total: seen.append(Path(one.input).name)
+        )
         return seen
 
     assert done() == ["a.png", "b.png", "c.png"]
@@ -190,16 +202,16 @@ def test_what_has_changed_is_done_again_and_overwrite_does_all(tiny_model: R2R, 
     assert done() == ["c.png"]
     assert done(overwrite=True) == ["a.png", "b.png", "c.png"]
     assert done(task="derain") == ["a.png", "b.png", "c.png"]
-    assert done(task="derain", output=Output("JPEG", 80)) == ["a.png", "b.png", "c.png"]
-    assert done(task="derain", output=Output("JPEG", 80)) == []
+    assert done(task="derain", file_format="JPEG", quality=80) == ["a.png", "b.png", "c.png"]
+    assert done(task="derain", file_format="JPEG", quality=80) == []
     with torch.no_grad():
         tiny_model.intro.weight[0, 0, 0, 0] += 1
-    assert done(task="derain", output=Output("JPEG", 80)) == ["a.png", "b.png", "c.png"]
+    assert done(task="derain", file_format="JPEG", quality=80) == ["a.png", "b.png", "c.png"]
     text = (out / REPORT).read_text()
     (out / REPORT).write_text(text[: text.index("b.png")])  # as a full disk may leave it
-    assert done(task="derain", output=Output("JPEG", 80)) == ["b.png", "c.png"]
+    assert done(task="derain", file_format="JPEG", quality=80) == ["b.png", "c.png"]
     (out / REPORT).write_bytes(b"\xff\x00nonsense")
-    assert done(task="derain", output=Output("JPEG", 80)) == ["a.png", "b.png", "c.png"]
+    assert done(task="derain", file_format="JPEG", quality=80) == ["a.png", "b.png", "c.png"]
 
 
 def test_the_report_is_true_while_the_run_goes_on(tiny_model: R2R, tmp_path: Path) -> None:
@@ -210,7 +222,7 @@ def test_the_report_is_true_while_the_run_goes_on(tiny_model: R2R, tmp_path: Pat
 
     def look(result: FileResult, total: int) -> None:
         now = json.loads((out / REPORT).read_text())
-        assert now["files"][-1]["input"] == result.input
+        assert result.input in [one["input"] for one in now["files"]]
         assert now["complete"] is False
         assert now["skipped"] == [{"input": str(photos / "film.gif"), "reason": f".gif is not read; {ACCEPTED}"}]
         assert all(Path(one["output"]).exists() for one in now["files"])
@@ -337,8 +349,42 @@ def test_plans_that_would_lose_something_are_refused(tiny_model: R2R, tmp_path: 
 def test_a_bad_task_and_an_empty_bank_are_told_before_any_work(tiny_model: R2R, tmp_path: Path) -> None:
     write_rgb(tmp_path / "a.png", SMALL)
     with pytest.raises(InputError, match="unknown task 'desnow'; the model knows denoise, derain, dehaze"):
-        restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", task="desnow")
+        restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", Settings("desnow"))
     new = R2R(tasks=("a",), width=4, encoder_blocks=(1, 1), decoder_blocks=(1, 1), memory_blocks=(1, 1), capacity=5)
     with pytest.raises(InputError, match="the bank is empty"):
         restore_files(new, [tmp_path / "a.png"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_small_photos_of_one_size_go_through_the_network_together(
+    tiny_model: R2R, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each comes out as it does alone, and where the batch fails each is tried alone."""
+    rng = np.random.default_rng(0)
+    photos = tmp_path / "photos"
+    for name, size in (("a", (24, 40)), ("b", (24, 40)), ("c", (24, 40)), ("d", (40, 24))):
+        write_rgb(photos / f"{name}.png", rng.random((*size, 3), np.float32))
+        restore_files(tiny_model, [photos / f"{name}.png"], tmp_path / f"alone-{name}")
+    batches: list[int] = []
+    together = restoration.restore_together
+
+    def counted(model: R2R, some: list[np.ndarray], *rest: Any) -> list[Any]:
+        batches.append(len(some))
+        return together(model, some, *rest)
+
+    monkeypatch.setattr(restoration, "restore_together", counted)
+    report = restore_files(tiny_model, [photos], tmp_path / "out")
+    assert batches == [3]
+    assert [Path(one.input).stem for one in report.files] == ["a", "b", "c", "d"]
+    for one in report.files:
+        name = Path(one.output).name
+        (alone,) = json.loads((tmp_path / f"alone-{name[0]}" / REPORT).read_text())["files"]
+        assert (list(one.tasks), one.tiles) == (alone["tasks"], 1)
+        np.testing.assert_allclose(read_rgb(one.output), read_rgb(alone["output"]), atol=1.1 / 255)
+
+    with torch.no_grad():
+        tiny_model.intro.weight.fill_(torch.nan)
+    batches.clear()
+    report = restore_files(tiny_model, [photos], tmp_path / "broken")
+    assert batches == [3]
+    assert [one.error is not None and "not finite" in one.error for one in report.files] == [True] * 4
