@@ -16,9 +16,6 @@ from PIL import Image, ImageCms
 from r2r import R2R, InputError, restoration
 from r2r.data.images import (
     ACCEPTED,
-    Photo,
-    format_of,
-    from_float,
     read_photo,
     read_rgb,
     to_float,
@@ -30,6 +27,7 @@ from r2r.inputs import plan_outputs
 from r2r.report import REPORT, FileResult
 from r2r.restoration import Settings, restore_files
 from r2r.tiling import restore_photo
+from tests.r2r.photos import photo_of
 
 PHOTO = skimage.data.astronaut()[:400, 60:480] / np.float32(255)
 SMALL = PHOTO[:40, 100:150]
@@ -87,14 +85,6 @@ def test_strength_is_part_of_what_was_asked_for(tiny_model: R2R, tmp_path: Path)
     assert np.abs(outputs[0.5] - (outputs[0.0] + outputs[1.0]) / 2)[inside].max() < 2 / 255
     with pytest.raises(InputError, match="strength"):
         restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", Settings(strength=1.5))
-
-
-def photo_of(
-    name: str, pixels: np.ndarray, alpha: np.ndarray | None = None, bits: int = 8, grey: bool = False, **kept: Any
-) -> Photo:
-    samples = pixels[..., :1] if grey else pixels
-    samples = samples if alpha is None else np.dstack([samples, alpha])
-    return Photo(from_float(samples, np.dtype(f"uint{bits}")), file_format=format_of(name), **kept)
 
 
 def test_files_keep_what_they_are(tiny_model: R2R, tmp_path: Path) -> None:

@@ -16,9 +16,6 @@ import tifffile
 from PIL import Image, ImageCms, ImageOps
 
 from r2r.data.images import (
-    Photo,
-    format_of,
-    from_float,
     image_files,
     image_size,
     read_photo,
@@ -29,6 +26,7 @@ from r2r.data.images import (
 )
 from r2r.data.metadata import Metadata
 from r2r.errors import InputError
+from tests.r2r.photos import photo_of
 
 PHOTO = skimage.data.astronaut()[:64, 100:196]  # uint8 [64, 96, 3]
 GREY = PHOTO[..., 1]
@@ -42,15 +40,6 @@ def exif(orientation: int) -> bytes:
     tags = Image.Exif()
     tags[274], tags[271] = orientation, "Camera"
     return tags.tobytes()
-
-
-def photo_of(
-    name: str, pixels: np.ndarray, alpha: np.ndarray | None = None, bits: int = 8, grey: bool = False, **kept: Any
-) -> Photo:
-    """A photo of float pixels [H, W, 3] and alpha [H, W], in the format of a file's name."""
-    samples = pixels[..., :1] if grey else pixels
-    samples = samples if alpha is None else np.dstack([samples, alpha])
-    return Photo(from_float(samples, np.dtype(f"uint{bits}")), file_format=format_of(name), **kept)
 
 
 def png_16(path: Path, pixels: np.ndarray) -> Path:
