@@ -62,8 +62,9 @@ def assert_follows(operator: Operator, tensors: Sequence[Tensor], dtype: torch.d
     ours = answers(operator, functional, rounded)
     for index, (got, other, wanted) in enumerate(zip(ours, plain, exact, strict=True)):
         assert [(g.shape, g.dtype) for g in got] == [(w.shape, dtype) for w in wanted]
-        # Grant the rounding of the result, and in float32 as much for what goes into it.
-        rounding = torch.finfo(dtype).eps / (1 if dtype == torch.float32 else 2)
+        # Grant the rounding of the result, and in float32 as much for what goes into it; of few numbers more, as plain
+        # PyTorch is exact by luck where sums are short.
+        rounding = torch.finfo(dtype).eps / (1 if dtype == torch.float32 else 2) * (4 if tensors[0].numel() < 16 else 1)
         allowed = max(2 * error(other, wanted), rounding)
         assert error(got, wanted) <= allowed, f"answer {index}: error {error(got, wanted):.2e}, allowed {allowed:.2e}"
 
