@@ -1,4 +1,4 @@
-"""Which retrieval retrieves? Small models, real photos, one table (see docs/retrieval.md).
+"""Which retrieval retrieves? Small models, real photos, one table (see docs/notes/retrieval.md).
 
     python benchmarks/retrieval_study.py --train PHOTOS --test OTHER_PHOTOS --out study.json
 

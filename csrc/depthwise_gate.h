@@ -118,11 +118,10 @@ void depthwise_gate_channels_last(
     const auto some_pixels = [&]<int COUNT>(int64_t column, auto inside) __attribute__((always_inline)) {
       const int64_t at = row * width + column;
       vec a[COUNT], b[COUNT];
+      convolve_channels_last<COUNT>(x + at * stride + c, width * stride, stride, taps + c, op.bias + c, valid, inside, a);
       convolve_channels_last<COUNT>(
-          x + at * stride + c, width * stride, stride, taps + c, op.bias + c, valid, inside, a);
-      convolve_channels_last<COUNT>(
-          x + at * stride + channels + c, width * stride, stride, taps + channels + c, op.bias + channels + c, valid,
-          inside, b);
+          x + at * stride + channels + c, width * stride, stride, taps + channels + c, op.bias + channels + c, valid, inside,
+          b);
       for (int i = 0; i < COUNT; i++) {
         a[i] *= b[i];
         store_upto(gated + (at + i) * channels + c, a[i], valid);

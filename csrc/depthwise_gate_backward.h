@@ -108,8 +108,8 @@ void depthwise_gate_backward(
     for (int half = 0; half < 2; half++) {
       const int64_t channel = half * channels + c;
       load_planes(
-          op.x + n * 2 * channels * area + channel * (op.channels_last ? 1 : area), 2 * channels, count, conv.height,
-          width, op.channels_last, tile, 2, stride, x + half * count * size, size);
+          op.x + n * 2 * channels * area + channel * (op.channels_last ? 1 : area), 2 * channels, count, conv.height, width,
+          op.channels_last, tile, 2, stride, x + half * count * size, size);
     }
     load_planes(
         op.dgated + n * channels * area + c * (op.channels_last ? 1 : area), channels, count, conv.height, width,
@@ -138,8 +138,7 @@ void depthwise_gate_backward(
     for (int half = 0; half < 2; half++) {
       for (int64_t r = 0; r < rows; r++) {
         T* dx = op.dx + (n * area + (tile.top + r) * width + tile.left) * 2 * channels + half * channels + c;
-        transpose_rows(
-            x + half * count * size + (r + 2) * stride + 2, size, dx, 2 * channels, count, columns, count);
+        transpose_rows(x + half * count * size + (r + 2) * stride + 2, size, dx, 2 * channels, count, columns, count);
       }
     }
   }

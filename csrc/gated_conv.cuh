@@ -330,8 +330,7 @@ struct Tile {
 
 // Where element (row, column) of a channel lies in an image.
 template <bool LAST>
-__device__ __forceinline__ int64_t position(
-    int64_t channels, int64_t channel, int height, int width, int row, int column) {
+__device__ __forceinline__ int64_t position(int64_t channels, int64_t channel, int height, int width, int row, int column) {
   const int64_t pixel = static_cast<int64_t>(row) * width + column;
   return LAST ? pixel * channels + channel : channel * height * width + pixel;
 }

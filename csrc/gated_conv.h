@@ -195,9 +195,8 @@ void gated_conv_plane_3x3(const GatedConv<T>& op, int64_t plane, float* scratch)
     }
     const float *first = row(begin), *above = row(top);
     const auto slide = [&]<int V>(int64_t i, int64_t valid) R2R_ALWAYS {
-      const auto below = [&](const float* at) R2R_ALWAYS {
-        return at + P * stride == bottom + i ? staged + i : at + P * stride;
-      };
+      const auto below = [&](const float* at)
+                             R2R_ALWAYS { return at + P * stride == bottom + i ? staged + i : at + P * stride; };
       vec here[V], next[V];
       for (int v = 0; v < V; v++) {
         const float* of = sums + 2 * (i + v * WIDTH);
@@ -592,8 +591,7 @@ void gated_conv_rows_3x3(const GatedConv<T>& op, int64_t n, const Tile& tile, fl
         const int64_t down = top + row - 1, at = (down * width + column) * channels;
         const bool inside = down >= 0 && down < height && column >= 0 && column < width;
         around.x[row] = inside ? in + at : zeros;
-        around.prior[row] =
-            !inside ? zeros : op.rows ? rows_of_means[row] + which[column - left] * channels : from + at;
+        around.prior[row] = !inside ? zeros : op.rows ? rows_of_means[row] + which[column - left] * channels : from + at;
       }
     }
     const int64_t end = tile.right - tile.left + 2, at = (top * width + tile.left) * channels;
@@ -625,7 +623,7 @@ void gated_conv_rows_backward_of(
   float *zeros = scratch, *gates = zeros + channels, *dzs = gates + K * line;
   for (int64_t c = 0; c < channels; c++) zeros[c] = 0;
   for (int64_t i = 0; i < (2 * TAPS + 1) * channels; i++) sums[i] = 0;
-  const auto rows_at = [&](const T* from, int64_t r, const T* (&rows)[K]) {
+  const auto rows_at = [&](const T* from, int64_t r, const T*(&rows)[K]) {
     for (int k = 0; k < K; k++) {
       const int64_t at = r + k - HALO;
       rows[k] = at >= 0 && at < op.height ? from + base + at * line : nullptr;
@@ -644,8 +642,7 @@ void gated_conv_rows_backward_of(
         const vec g = sigmoid(logit_at<K>(op.weight, op.bias, channels, c, valid, x, prior));
         const vec dy = load_upto(op.dy + base + r * line + at, valid);
         store_upto(gate + at, g, valid);
-        store_upto(
-            dz + at, gate_gradient(dy, load_upto(x[HERE] + c, valid), load_upto(prior[HERE] + c, valid), g), valid);
+        store_upto(dz + at, gate_gradient(dy, load_upto(x[HERE] + c, valid), load_upto(prior[HERE] + c, valid), g), valid);
       });
     }
   };

@@ -51,7 +51,7 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
     const Taps taps(floats(weight), x.size(1), 2 * kernel * kernel, channels_last);
     GatedConv<T> op{
         data<const T>(x), data<const T>(prior), data<T>(y), taps.data(), floats(bias), x.size(1), x.size(2), x.size(3),
-        prior.size(2), prior.size(3), kernel, nullptr, nullptr, nullptr, false};
+        prior.size(2),    prior.size(3),        kernel,     nullptr,     nullptr,      nullptr,   false};
     const Resizing down(op.prior_height, op.height), across(op.prior_width, op.width);
     if (op.prior_height != op.height || op.prior_width != op.width) {
       op.rows = down.windows.data();
@@ -73,8 +73,7 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
         float* memory = scratch(gated_conv_rows_scratch(op.channels, kernel, narrow ? columns : 0));
         for (int64_t i = begin; i < end; i++) {
           const int64_t top = i / tiles % strips * each, tile = i % tiles;
-          const Tile place{
-              top, std::min(op.height, top + each), op.width * tile / tiles, op.width * (tile + 1) / tiles};
+          const Tile place{top, std::min(op.height, top + each), op.width * tile / tiles, op.width * (tile + 1) / tiles};
           kernels(tag).gated_conv_rows(op, i / tiles / strips, place, memory);
         }
       });
@@ -96,8 +95,17 @@ void gated_conv_backward(
     const int64_t kernel = weight.size(2), images = x.size(0), taps = 2 * kernel * kernel;
     const Taps turned(floats(weight), x.size(1), taps, channels_last);
     const GatedConvBackward<T> op{
-        data<const T>(dy), data<const T>(x), data<const T>(prior), data<T>(dx), data<T>(dprior), turned.data(),
-        floats(bias), x.size(1), x.size(2), x.size(3), kernel};
+        data<const T>(dy),
+        data<const T>(x),
+        data<const T>(prior),
+        data<T>(dx),
+        data<T>(dprior),
+        turned.data(),
+        floats(bias),
+        x.size(1),
+        x.size(2),
+        x.size(3),
+        kernel};
     // The sums of each task are kept and added in their order, so that two runs agree.
     const int64_t strips = channels_last ? (op.height + STRIP - 1) / STRIP : 1;
     const int64_t sums = taps + 1;

@@ -50,12 +50,21 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
   for_elements(x, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     Forward<T> op{
-        data<const T>(x), data<const T>(prior), data<const T>(weight), data<const T>(bias), data<T>(y), x.size(0), x.size(1),
-        static_cast<int>(x.size(2)), static_cast<int>(x.size(3)), static_cast<int>(prior.size(2)),
-        static_cast<int>(prior.size(3)), false, false};
+        data<const T>(x),
+        data<const T>(prior),
+        data<const T>(weight),
+        data<const T>(bias),
+        data<T>(y),
+        x.size(0),
+        x.size(1),
+        static_cast<int>(x.size(2)),
+        static_cast<int>(x.size(3)),
+        static_cast<int>(prior.size(2)),
+        static_cast<int>(prior.size(3)),
+        false,
+        false};
     op.resized = op.prior_height != op.height || op.prior_width != op.width;
-    op.wide = wide<T>(
-        {op.x, op.prior, op.weight, op.bias, op.y}, op.channels, op.width, channels_last, weight.size(2));
+    op.wide = wide<T>({op.x, op.prior, op.weight, op.bias, op.y}, op.channels, op.width, channels_last, weight.size(2));
     const int64_t area = static_cast<int64_t>(op.height) * op.width;
     if (weight.size(2) == 3 && channels_last) {
       stream.launch(window_forward<T, true>, Tile<true>::jobs(op.images, op.channels, op.height, op.width), op);
@@ -78,8 +87,19 @@ void gated_conv_backward(
   for_elements(x, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     Backward<T> op{
-        data<const T>(dy), data<const T>(x), data<const T>(prior), data<const T>(weight), data<const T>(bias), data<T>(dx),
-        data<T>(dprior), nullptr, x.size(0), x.size(1), static_cast<int>(x.size(2)), static_cast<int>(x.size(3)), false};
+        data<const T>(dy),
+        data<const T>(x),
+        data<const T>(prior),
+        data<const T>(weight),
+        data<const T>(bias),
+        data<T>(dx),
+        data<T>(dprior),
+        nullptr,
+        x.size(0),
+        x.size(1),
+        static_cast<int>(x.size(2)),
+        static_cast<int>(x.size(3)),
+        false};
     const int64_t area = static_cast<int64_t>(op.height) * op.width, kernel_size = weight.size(2);
     const int sums = static_cast<int>(2 * kernel_size * kernel_size + 1);
     int64_t parts = op.images * over(area, CHUNK);

@@ -183,7 +183,7 @@ struct Window {
 #if defined(__CUDACC__)
 __host__ __device__
 #endif
-static inline Window window(int64_t i, int64_t in, int64_t out) {
+    static inline Window window(int64_t i, int64_t in, int64_t out) {
   return {i * in / out, ((i + 1) * in + out - 1) / out};
 }
 
@@ -202,7 +202,7 @@ struct GatedConv {
   int64_t prior_height;
   int64_t prior_width;
   int64_t kernel;
-  const Window* rows;  // of the prior, that each row averages; nullptr: they are of the same size
+  const Window* rows;            // of the prior, that each row averages; nullptr: they are of the same size
   const int32_t* first_columns;  // and each column; LANES of these beyond the last can be read
   const int32_t* last_columns;
   bool streams;  // lines of y are written past the caches; but for 1x1 in planes, its rows or pixels are whole lines
@@ -348,8 +348,7 @@ struct Kernels {
   void (*transpose_matrix)(
       const T* matrix, const float* scale, int64_t rows, int64_t columns, int64_t begin, int64_t end, T* to);
   // Rows of one plane of image n, or for channels_last of STRAND of its channels.
-  void (*local_mean_2d)(
-      const LocalMean2d<T>&, int64_t n, int64_t part, int64_t top, int64_t bottom, float* scratch);
+  void (*local_mean_2d)(const LocalMean2d<T>&, int64_t n, int64_t part, int64_t top, int64_t bottom, float* scratch);
   // Panels [begin, end) of image n.
   void (*local_attention)(const LocalAttention<T>&, int64_t n, int64_t begin, int64_t end, float* scratch);
   // One block of the weights as channels_last wants them; what becomes of pixels [first, first + pixels) of image n.

@@ -7,9 +7,8 @@ void layer_norm_2d(
   for_dtype(x, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     Floats floats;
-    const LayerNorm2d<T> op{
-        images<const T>(x, channels_last), images<T>(y, channels_last), floats(weight), floats(bias),
-        static_cast<float>(eps), data<float>(mean), data<float>(rstd)};
+    const LayerNorm2d<T> op{images<const T>(x, channels_last), images<T>(y, channels_last), floats(weight),   floats(bias),
+                            static_cast<float>(eps),           data<float>(mean),           data<float>(rstd)};
     const int64_t each = panels(op.x.pixels);
     parallel(x.size(0) * each, [&](int64_t begin, int64_t end) {
       float* memory = scratch(layer_norm_2d_scratch(op.x.channels));
@@ -29,8 +28,12 @@ void layer_norm_2d_backward(
     using T = std::remove_pointer_t<decltype(tag)>;
     Floats floats;
     const LayerNorm2dBackward<T> op{
-        images<const T>(dy, channels_last), images<const T>(x, channels_last), images<T>(dx, channels_last),
-        floats(weight), data<float>(mean), data<float>(rstd)};
+        images<const T>(dy, channels_last),
+        images<const T>(x, channels_last),
+        images<T>(dx, channels_last),
+        floats(weight),
+        data<float>(mean),
+        data<float>(rstd)};
     constexpr int64_t CHUNK = 8;  // panels; short sums keep their digits, and chunks are added in their order
     const int64_t channels = op.x.channels, each = panels(op.x.pixels), chunks = (each + CHUNK - 1) / CHUNK;
     const int64_t tasks = x.size(0) * chunks;

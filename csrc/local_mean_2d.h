@@ -54,8 +54,8 @@ struct SlidingWindow {
 // a row lie `stride` apart; the last one ends with the row, `count` values from its begin.
 template <class T>
 inline void slide(
-    const T* enter, const T* leave, int64_t stride, int64_t lanes, int64_t groups, int64_t count, double scale,
-    double* sums, float* means) {
+    const T* enter, const T* leave, int64_t stride, int64_t lanes, int64_t groups, int64_t count, double scale, double* sums,
+    float* means) {
   for (int64_t g = 0; g < groups; g++) {
     const int64_t valid = least(lanes, count - g * stride);
     for (int64_t l = 0; l < STRAND; l += HALF) {
@@ -120,13 +120,13 @@ void local_mean_2d(const LocalMean2d<T>& op, int64_t n, int64_t part, int64_t to
       }
     } else if (++staged == STRAND || r + 1 == bottom) {
       for (int64_t l = 0; l < staged; l += WIDTH) {
-        transpose_rows(
-            means + l * padded, padded, columns + l, STRAND, least(WIDTH, staged - l), op.width, WIDTH);
+        transpose_rows(means + l * padded, padded, columns + l, STRAND, least(WIDTH, staged - l), op.width, WIDTH);
       }
       slide_along(columns, out, across);
       T* rows = y + (r + 1 - staged) * row;
       for (int64_t i = 0; i < op.width; i += WIDTH) {
-        transpose_rows(out + i * STRAND, STRAND, rows + i, row, least(WIDTH, op.width - i), staged, least(WIDTH, op.width - i));
+        transpose_rows(
+            out + i * STRAND, STRAND, rows + i, row, least(WIDTH, op.width - i), staged, least(WIDTH, op.width - i));
       }
       staged = 0;
     }

@@ -2,8 +2,7 @@
 
 namespace r2r {
 
-void local_mean_2d(
-    Tensor x, int64_t window_height, int64_t window_width, bool backward, bool channels_last, Tensor y) {
+void local_mean_2d(Tensor x, int64_t window_height, int64_t window_width, bool backward, bool channels_last, Tensor y) {
   for_dtype(x, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     const LocalMean2d<T> op{

@@ -131,8 +131,8 @@ inline void residual_convolution(
 
 template <class F, class T>
 void second_sweep(
-    const NAFBlock<T>& op, const F* conv3, const F* conv4, const F* conv5, int64_t n, const float* attention,
-    int64_t begin, int64_t end, float* scratch) {
+    const NAFBlock<T>& op, const F* conv3, const F* conv4, const F* conv5, int64_t n, const float* attention, int64_t begin,
+    int64_t end, float* scratch) {
   constexpr int UNIT = VALUES_OF<F>;
   const NAFBlockWeights& w = op.weights;
   const int64_t channels = op.x.channels, depth = channels / UNIT;
@@ -204,8 +204,7 @@ void naf_block_first(
 }
 
 template <class T>
-void naf_block_second(
-    const NAFBlock<T>& op, int64_t n, const float* attention, int64_t begin, int64_t end, float* scratch) {
+void naf_block_second(const NAFBlock<T>& op, int64_t n, const float* attention, int64_t begin, int64_t end, float* scratch) {
   const auto sweep = [&](auto* conv3, auto* conv4, auto* conv5) {
     second_sweep(op, conv3, conv4, conv5, n, attention, begin, end, scratch);
   };

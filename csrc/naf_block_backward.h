@@ -202,8 +202,8 @@ void hidden_sweep(
       normalise(panel, panel, channels, w.norm1_weight, w.norm1_bias, op.eps);
     }
     multiply_panels(
-        products.conv1, 2 * channels, channels / VALUES_OF<F>, factors_of_channels(scratch, channels, pixels, memory), pixels,
-        [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+        products.conv1, 2 * channels, channels / VALUES_OF<F>, factors_of_channels(scratch, channels, pixels, memory),
+        pixels, [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
           store_upto(hidden + row * op.x.pixels + start + pixel, value + w.conv1_bias[row], pixels - pixel);
         });
   }
@@ -217,9 +217,8 @@ inline void normed_convolution_backward(
     const vec (*mean)[STEPS], const vec (*rstd)[STEPS], F* memory, float* x, float* dx, float* dweight, float* dbias) {
   multiply_panels(
       transposed, channels, 2 * channels / VALUES_OF<F>, factors_of_channels(dhidden, 2 * channels, pixels, memory), pixels,
-      [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
-        store(dx + place(row, channels, pixel), value);
-      });
+      [&](int64_t row, int64_t pixel, vec value)
+          __attribute__((always_inline)) { store(dx + place(row, channels, pixel), value); });
   for (int64_t p = 0; p * PANEL < pixels; p++) {
     const int64_t at = p * PANEL * channels, count = least(PANEL, pixels - p * PANEL);
     normalise_backward(dx + at, x + at, channels, count, norm_weight, mean[p], rstd[p], dweight, dbias);
@@ -271,9 +270,8 @@ void second_backward_sweep(
     }
     multiply_panels(
         products.conv4, 2 * channels, depth, factors_of_channels(normed, channels, pixels, memory), pixels,
-        [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
-          store(hidden + place(row, 2 * channels, pixel), value + w.conv4_bias[row]);
-        });
+        [&](int64_t row, int64_t pixel, vec value)
+            __attribute__((always_inline)) { store(hidden + place(row, 2 * channels, pixel), value + w.conv4_bias[row]); });
     for (int64_t first = 0; first < pixels; first += PANEL) {
       const float *a = hidden + 2 * first * channels, *b = a + channels * PANEL;
       for (int64_t j = 0; j < channels * PANEL; j += WIDTH) store(gate + first * channels + j, load(a + j) * load(b + j));
@@ -350,9 +348,10 @@ inline void with_products(const NAFBlockBackward<T>& op, const Body& body) {
     const auto pairs = [](const T* matrix) { return (const Pair*)matrix; };
     const NAFBlockProducts<T>& p = op.in_pairs;
     if (op.pairs) {
-      return body(NAFBlockProducts<Pair>{
-          pairs(p.conv1), pairs(p.conv3), pairs(p.conv4), pairs(p.transposed_conv1), pairs(p.transposed_conv3),
-          pairs(p.transposed_conv4), pairs(p.transposed_conv5)});
+      return body(
+          NAFBlockProducts<Pair>{
+              pairs(p.conv1), pairs(p.conv3), pairs(p.conv4), pairs(p.transposed_conv1), pairs(p.transposed_conv3),
+              pairs(p.transposed_conv4), pairs(p.transposed_conv5)});
     }
   }
   body(op.products);

@@ -72,8 +72,8 @@ void sweep(
         const int64_t at = i / splits, split = i % splits;
         const Tile tile = grid.tile(at % tiles);
         kernels(tag).naf_block_first(
-            op, at / tiles, tile, channels * split / splits, channels * (split + 1) / splits,
-            sums.data() + at * channels, scratch(naf_block_first_scratch(channels, tile)));
+            op, at / tiles, tile, channels * split / splits, channels * (split + 1) / splits, sums.data() + at * channels,
+            scratch(naf_block_first_scratch(channels, tile)));
       }
     });
 

@@ -8,8 +8,7 @@
 
 namespace r2r {
 
-void layer_norm_2d(
-    Tensor x, Tensor weight, Tensor bias, double eps, bool channels_last, Tensor y, Tensor mean, Tensor rstd);
+void layer_norm_2d(Tensor x, Tensor weight, Tensor bias, double eps, bool channels_last, Tensor y, Tensor mean, Tensor rstd);
 void layer_norm_2d_backward(
     Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd, bool channels_last, Tensor dx, Tensor dweight,
     Tensor dbias);
@@ -32,8 +31,7 @@ void naf_block_backward(
 // The second half of a NAF block, of seven parameters; dparams are float32.
 void gated_feed_forward(Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor y);
 void gated_feed_forward_backward(
-    Tensor dz, Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor dx,
-    std::vector<Tensor> dparams);
+    Tensor dz, Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor dx, std::vector<Tensor> dparams);
 
 // The prior may have another size than x: it is area-resized. Backward wants it at the size of x.
 void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor y);
@@ -46,7 +44,6 @@ void bank_retrieve(
     Tensor readout, Tensor scores, Tensor weights);
 void slot_conv(Tensor x, Tensor weight, Tensor bias, Tensor y);
 void slot_conv_backward(Tensor dy, Tensor x, Tensor weight, Tensor dx, Tensor dweight, Tensor dbias);
-
 
 // A block whose attention pools over windows; gated and pooled [N, C, H, W] of the dtype of x are memory to work in.
 void local_naf_block(

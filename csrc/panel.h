@@ -103,7 +103,8 @@ inline void spill(const float* panel, const Images<T>& y, int64_t n, int64_t fir
       const int64_t valid = least(WIDTH, count - p);
       for (int64_t c = 0; c < y.channels; c += WIDTH) {
         const int64_t channels = least(WIDTH, y.channels - c);
-        transpose_rows(panel + c * PANEL + p, PANEL, image + (first + p) * y.channels + c, y.channels, channels, valid, channels);
+        transpose_rows(
+            panel + c * PANEL + p, PANEL, image + (first + p) * y.channels + c, y.channels, channels, valid, channels);
       }
     }
   } else {
@@ -173,8 +174,7 @@ inline void normalise(
   }
 }
 template <class From, class To>
-inline void normalise(
-    const From* from, To* to, int64_t channels, const float* weight, const float* bias, float eps) {
+inline void normalise(const From* from, To* to, int64_t channels, const float* weight, const float* bias, float eps) {
   vec mean[STEPS], rstd[STEPS];
   statistics(from, channels, eps, mean, rstd);
   normalise(from, to, channels, weight, bias, mean, rstd);
@@ -217,8 +217,7 @@ inline void multiply_pairs(
 // epilogue(sums [2 * m][V], step) for the first `count` columns of a panel; `pairs` <= ROWS / 2; depth in factors.
 template <class F, class Epilogue>
 inline void multiply_panel(
-    int64_t pairs, const F* first, const F* second, int64_t depth, const F* panel, int64_t count,
-    const Epilogue& epilogue) {
+    int64_t pairs, const F* first, const F* second, int64_t depth, const F* panel, int64_t count, const Epilogue& epilogue) {
   int s = 0;
   for (; s + 1 < STEPS && count > (s + 1) * WIDTH; s += 2) {
     multiply_pairs<ROWS / 2, 2>(pairs, first, second, depth, panel + s * WIDTH, [&](auto& sums) { epilogue(sums, s); });

@@ -13,8 +13,7 @@ STABLE_TORCH_LIBRARY(r2r_native, m) {
       "Tensor(a!) dx, Tensor(b!) dweight, Tensor(c!) dbias) -> ()");
   m.def("simple_gate(Tensor x, bool channels_last, Tensor(a!) y) -> ()");
   m.def("simple_gate_backward(Tensor dy, Tensor x, bool channels_last, Tensor(a!) dx) -> ()");
-  m.def(
-      "depthwise_gate(Tensor x, Tensor weight, Tensor bias, bool channels_last, Tensor(a!) gated, Tensor(b!) mean) -> ()");
+  m.def("depthwise_gate(Tensor x, Tensor weight, Tensor bias, bool channels_last, Tensor(a!) gated, Tensor(b!) mean) -> ()");
   m.def(
       "depthwise_gate_backward(Tensor dgated, Tensor dmean, Tensor x, Tensor weight, Tensor bias, bool channels_last, "
       "Tensor(a!) dx, Tensor(b!) dweight, Tensor(c!) dbias) -> ()");

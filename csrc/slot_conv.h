@@ -81,8 +81,8 @@ inline void correlate_slots(
 // The vectors of positions that are left, at most VECTORS at a time.
 template <int VECS>
 inline void correlate_vectors(
-    int64_t vectors, const Planes& planes, const float* in, int64_t inputs, int64_t slot, int64_t before,
-    const float* taps, int64_t k, float bias, int64_t position, float* out) {
+    int64_t vectors, const Planes& planes, const float* in, int64_t inputs, int64_t slot, int64_t before, const float* taps,
+    int64_t k, float bias, int64_t position, float* out) {
   if (vectors >= VECS) {
     correlate_slots<VECS>(planes, in, inputs, slot, before, taps, k, bias, position, out);
   } else if constexpr (VECS > 1) {
@@ -161,8 +161,8 @@ void slot_conv_backward(const SlotConvBackward<T>& op, int64_t task, int64_t cha
   planes.stage(op.dy + (task * outputs * op.channels + channel) * area, step, outputs, dy);
   for (int64_t i = 0; i < k * 9; i++) flipped[i] = op.weight[own * k * 9 + k * 9 - 1 - i];
   correlate(
-      planes, dy, outputs, k - 1, flipped, k, 0.0f, op.slots,
-      op.dx + (task * op.slots * op.channels + channel) * area, step, out);
+      planes, dy, outputs, k - 1, flipped, k, 0.0f, op.slots, op.dx + (task * op.slots * op.channels + channel) * area, step,
+      out);
   int64_t j = 0;
   for (; j + DEPTH <= k; j += DEPTH) weight_gradient<DEPTH>(planes, x, dy, outputs, j, op.dweight + own * k * 9);
   for (; j < k; j++) weight_gradient<1>(planes, x, dy, outputs, j, op.dweight + own * k * 9);

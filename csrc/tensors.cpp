@@ -43,10 +43,10 @@ float* shared_scratch(int64_t floats) {
   return memory(floats);
 }
 
-#define R2R_DECLARE(isa)                               \
-  namespace isa {                                      \
-  const Kernels<float>& kernels(const float*);         \
-  const Kernels<bfloat16>& kernels(const bfloat16*);   \
+#define R2R_DECLARE(isa)                             \
+  namespace isa {                                    \
+  const Kernels<float>& kernels(const float*);       \
+  const Kernels<bfloat16>& kernels(const bfloat16*); \
   }
 R2R_DECLARE(baseline)
 #if defined(__x86_64__)
@@ -63,7 +63,7 @@ const Kernels<T>& best(const T* tag) {
   const std::string wanted = variable ? variable : "";
   if (wanted == "default") return baseline::kernels(tag);
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512 && wanted != "avx2") {
     const bool bf16 = __builtin_cpu_supports("avx512bf16") && wanted != "avx512";
     return bf16 ? avx512_bf16::kernels(tag) : avx512::kernels(tag);

@@ -336,7 +336,7 @@ def _naf_block_backward_fake(dy: Tensor, x: Tensor, mean: Tensor, params: Sequen
 
 
 def _upsample_add_pays(x: Tensor) -> bool:
-    """Whether the C++ kernel beats convolution, shuffle and addition; measured in docs/kernels-cpu.md."""
+    """Whether the C++ kernel beats convolution, shuffle and addition; measured in docs/kernels/cpu.md."""
     return x.shape[1] <= 128 and (x.dtype == torch.float32 or not _channels_last(x))
 
 

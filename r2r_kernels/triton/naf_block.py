@@ -31,7 +31,7 @@ from r2r_kernels.triton.layout import as_images, as_rows
 from r2r_kernels.triton.products import precision, product
 
 # What a sweep may try, by kernel. Of the first half, configurations above 64 channels too: the default leaves those to
-# `norm_conv` and `depthwise_gate`, which do less arithmetic (docs/kernels.md). Two stages fetch nothing ahead.
+# `norm_conv` and `depthwise_gate`, which do less arithmetic (docs/kernels/gpu.md). Two stages fetch nothing ahead.
 CANDIDATES: dict[str, list[Config]] = {
     "first_half": [
         {"BW": bw, "BH": bh, "num_warps": warps, "num_stages": 2}

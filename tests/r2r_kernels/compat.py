@@ -113,7 +113,8 @@ def check_torch(version: str, folder: Path) -> str:
     )  # fmt: skip
     assert said.strip() == version, said
     tests = [f"tests/r2r_kernels/test_{name}.py" for name in ("gated_conv", "layer_norm_2d", "naf_block")]
-    passed = run(sys.executable, "-m", "pytest", "-q", "-k", "not opcheck and not caches", *tests, cwd=built)
+    command = (sys.executable, "-m", "pytest", "-q", "-k", "not opcheck and not caches", *tests)
+    passed = run(*command, cwd=built, OMP_NUM_THREADS="1")
     return f"{len(asked)} symbols found; with torch {torch.__version__}: {passed.splitlines()[-1]}"
 
 
