@@ -18,7 +18,7 @@ from r2r.model import R2R
 @dataclass(frozen=True)
 class Observations:
     """Scores [N, T] before calibration, labels [N, T] (1, 0, or 0.5 where nobody is sure), and the weight of each image
-    [N], the same in sum for each set."""
+    [N], which sum up to the share of each set."""
 
     scores: Tensor
     labels: Tensor
@@ -41,7 +41,7 @@ def observe(
             features = model.encode(one.pairs[index].lq[None].to(device_of(model)))
             scores.append(model.vote(model.query(features.deep)[0]).cpu())
             labels.append(label)
-            weights.append(1 / len(one.pairs))
+            weights.append(one.share / len(one.pairs))
             if progress is not None:
                 progress(one)
     return Observations(torch.cat(scores), torch.stack(labels), torch.tensor(weights))

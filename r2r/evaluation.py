@@ -38,12 +38,13 @@ class Pairs(Protocol):
 @dataclass(frozen=True)
 class EvaluationSet:
     """Pairs that share their tasks: `labels`, indices of the model's tasks, one but for mixtures, none where nothing
-    is wrong; `optional` ones may be found as well."""
+    is wrong; `optional` ones may be found as well. share: how common such photos are, for calibration."""
 
     name: str
     labels: tuple[int, ...]
     pairs: Pairs
     optional: tuple[int, ...] = ()
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,9 @@ class Evaluation:
 
 def evaluation_set(source: Source, num_tasks: int, mixtures: bool = False, seed: int = 0) -> EvaluationSet:
     """The photos of a source, whole; what is synthesised depends on the seed and the photo's place alone."""
-    return EvaluationSet(
-        source.name, source.labels, EvaluationPairs(source, num_tasks, seed, mixtures), source.optional
-    )
+    pairs = EvaluationPairs(source, num_tasks, seed, mixtures)
+    share = 1.0 if source.share is None else source.share
+    return EvaluationSet(source.name, source.labels, pairs, source.optional, share)
 
 
 def load_sets(path: str | Path, tasks: Sequence[str], mixtures: bool = False) -> list[EvaluationSet]:

@@ -47,6 +47,14 @@ def test_what_nobody_is_sure_of_does_not_count() -> None:
     torch.testing.assert_close(fit(Observations(more, unsure, torch.ones(2_500))), wanted)
 
 
+def test_rarer_sets_ask_for_more_certainty() -> None:
+    """A share of 1/5 takes the logarithm of 5 from the odds of what the set holds."""
+    scores, labels = drawn(20_000, 2.0, 0.0)
+    gain, offset = fit(Observations(scores[:, None], labels[:, None], torch.where(labels == 1, 0.2, 1.0)))
+    torch.testing.assert_close(gain, torch.tensor([2.0]), rtol=0.08, atol=0)
+    torch.testing.assert_close(offset, torch.tensor([-math.log(5)]), rtol=0.05, atol=0)
+
+
 def test_a_task_that_all_images_have_cannot_be_fitted() -> None:
     with pytest.raises(InputError, match="5 images with it and 0 without"):
         fit(Observations(torch.randn(5, 1), torch.ones(5, 1), torch.ones(5)))
