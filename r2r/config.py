@@ -19,8 +19,9 @@ from r2r.errors import InputError
 class PhaseConfig:
     """One phase of training. The learning rate warms up linearly from `warmup_lr` to `lr` over `warmup_epochs`, then
     stays there up to epoch `hold`, then follows a cosine that would reach `final_lr` at epoch `horizon` (0: at the last
-    epoch). `steps`: batches an epoch, drawn with every source equally likely, or by their shares; 0: every image as
-    often as its source repeats it."""
+    epoch). Where they are None, both follow from `epochs` as the paper's do: 15 and 270 of 240. `steps`: batches an
+    epoch, drawn with every source equally likely, or by their shares; 0: every image as often as its source repeats
+    it."""
 
     epochs: int = 0
     steps: int = 0
@@ -29,10 +30,20 @@ class PhaseConfig:
     accumulate: int = 1
     lr: float = 2e-4
     final_lr: float = 0.0
-    warmup_epochs: float = 0.0
+    warmup_epochs: float | None = 0.0
     warmup_lr: float = 1e-7
     hold: float = 0.0
-    horizon: int = 0
+    horizon: float | None = 0.0
+
+    @property
+    def warmup_end(self) -> float:
+        """The epoch at which the learning rate has warmed up."""
+        return self.epochs * 15 / 240 if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def cosine_end(self) -> float:
+        """The epoch at which the cosine reaches `final_lr`; never before the last one."""
+        return max(self.epochs * 270 / 240 if self.horizon is None else self.horizon, self.epochs)
 
 
 @dataclass
@@ -49,7 +60,7 @@ class LossConfig:
 
 @dataclass
 class TrainConfig:
-    """A training run; the defaults are the paper's (section 4.1) for three tasks.
+    """A training run; the defaults are the paper's (section 4.1) for three tasks, save what `docs/training.md` names.
 
     tasks: their names. data: training sources and validation: held-out sets, see `docs/training.md` for their keys.
     preset: sizes of the model, `model` overrides single ones. init: the folder of a model to start from; its sizes then
@@ -70,10 +81,10 @@ class TrainConfig:
     init: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     pretrain: PhaseConfig = field(
-        default_factory=lambda: PhaseConfig(epochs=240, warmup_epochs=15, horizon=270, batch_size=64)
+        default_factory=lambda: PhaseConfig(epochs=240, warmup_epochs=None, horizon=None, batch_size=64)
     )
     finetune: PhaseConfig = field(
-        default_factory=lambda: PhaseConfig(epochs=30, crop=224, batch_size=16, lr=1e-6, final_lr=1e-8)
+        default_factory=lambda: PhaseConfig(epochs=30, crop=224, batch_size=32, lr=1e-6, final_lr=1e-8)
     )
     loss: LossConfig = field(default_factory=LossConfig)
     clip_norm: float = 0.01
@@ -142,5 +153,10 @@ def _check(config: TrainConfig) -> None:
                 raise InputError(f"{name}.{key} must be 1 or more, got {getattr(phase, key)}")
         if phase.epochs < 0 or phase.steps < 0:
             raise InputError(f"{name}.epochs and {name}.steps must not be negative")
+        if phase.epochs and phase.warmup_end >= phase.epochs:
+            raise InputError(
+                f"{name}.warmup_epochs is {phase.warmup_end:g}, which {phase.epochs} epochs never get past; accepted: "
+                "less, or null for a sixteenth of the epochs"
+            )
     if config.pretrain.epochs + config.finetune.epochs == 0:
         raise InputError("pretrain.epochs and finetune.epochs are both 0: there is nothing to train")

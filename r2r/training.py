@@ -62,10 +62,10 @@ class Silent:
 
 def learning_rate(phase: PhaseConfig, epoch: float) -> float:
     """The rate after `epoch` (fractional) epochs: linear warm-up, a constant, then a cosine (R2R, section 4.1)."""
-    if epoch < phase.warmup_epochs:
-        return phase.warmup_lr + (phase.lr - phase.warmup_lr) * epoch / phase.warmup_epochs
-    start, horizon = max(phase.warmup_epochs, phase.hold), max(phase.horizon or phase.epochs, phase.epochs)
-    progress = max(epoch - start, 0.0) / max(horizon - start, 1e-9)
+    if epoch < phase.warmup_end:
+        return phase.warmup_lr + (phase.lr - phase.warmup_lr) * epoch / phase.warmup_end
+    start = max(phase.warmup_end, phase.hold)
+    progress = max(epoch - start, 0.0) / max(phase.cosine_end - start, 1e-9)
     return phase.final_lr + (phase.lr - phase.final_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
@@ -360,10 +360,12 @@ class Trainer:
             raise InputError(f"no data source for the task {lacking[0]!r}")
         for name, phase in self._phases():
             multiple = ranks.number() * (2 if name == "pretrain" and ranks.number() > 1 else 1)
-            if phase.epochs and phase.batch_size % multiple:
+            below = phase.batch_size // multiple * multiple
+            if phase.epochs and phase.batch_size != below:
+                nearest = " or ".join(str(size) for size in (below, below + multiple) if size)
                 raise InputError(
                     f"{name}.batch_size is {phase.batch_size}, which {ranks.number()} processes cannot share; "
-                    f"accepted: multiples of {multiple}"
+                    f"accepted: multiples of {multiple} such as {nearest}, or another number of processes"
                 )
 
     def _check_finite(self, row: dict[str, float]) -> None:

@@ -113,3 +113,4 @@ def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
     done = subprocess.run([*command, "pretrain.batch_size=6"], capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "error: pretrain.batch_size is 6, which 2 processes cannot share; accepted: multiples of 4" in done.stderr
+    assert "such as 4 or 8, or another number of processes" in done.stderr

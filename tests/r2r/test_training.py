@@ -250,6 +250,19 @@ def test_learning_rate_follows_the_paper() -> None:
     assert learning_rate(phase, 30) == pytest.approx(1e-8)
 
 
+@pytest.mark.parametrize("epochs", [8, 40, 240])
+def test_warm_up_and_cosine_follow_from_the_epochs(photos: Path, epochs: int) -> None:
+    data = f"data=[{{task: denoise, clean: {photos}}}]"
+    config = load_config(None, ["tasks=[denoise]", data, f"pretrain.epochs={epochs}"])
+    published = TrainConfig().pretrain
+    for share in (0, 0.03, 1 / 16, 0.3, 0.5, 1):
+        assert learning_rate(config.pretrain, share * epochs) == pytest.approx(learning_rate(published, share * 240))
+    given = load_config(None, ["tasks=[denoise]", data, "pretrain.epochs=40", "pretrain.horizon=0"]).pretrain
+    assert learning_rate(given, 40) == pytest.approx(0)
+    with pytest.raises(InputError, match=r"pretrain\.warmup_epochs is 15, which 5 epochs never get past"):
+        load_config(None, ["tasks=[denoise]", data, "pretrain.epochs=5", "pretrain.warmup_epochs=15"])
+
+
 def test_other_settings_in_the_same_folder_are_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         Trainer(configuration(photos, tmp_path), KillAt(3)).run()
