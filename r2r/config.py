@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from yaml import YAMLError
 
 from r2r.data.sources import anchor
 from r2r.errors import InputError
+from r2r.pretrained import HUB
 
 
 @dataclass
@@ -70,7 +72,8 @@ class TrainConfig:
     restored with what the bank holds for other tasks than theirs, half of them by the model's own choice, so that a
     wrong match costs little. reference_hq: what the bank is built from beside the degraded images: clean images, the
     same with noise of 15 of 255 ("noise15"), or the degraded images themselves ("lq"; the paper's ablation). precision:
-    fp32 or bf16. cache: GB of decoded photos that each worker keeps.
+    fp32 or bf16. cache: GB of decoded photos that each worker keeps. accept: settings in which a continuation may
+    differ from the run it goes on with; "data" also stands for the photos in the folders.
     """
 
     out: str = "runs/r2r"
@@ -100,11 +103,13 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 500
     validate_every: int = 1
+    accept: list[str] = field(default_factory=list)
 
 
 # may change between a run and its continuation, as may the length and the rates of its phases
-FREE = ("out", "validation", "device", "eager", "workers", "cache", "log_every", "save_every", "validate_every")
-SCHEDULE = ("epochs", "lr", "final_lr", "hold", "horizon")
+FREE = ("out", "validation", "device", "eager", "workers", "cache", "log_every", "save_every", "validate_every",
+        "accept")  # fmt: skip
+SCHEDULE = ("epochs", "lr", "final_lr", "warmup_epochs", "hold", "horizon")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -127,12 +132,22 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
         raise InputError(f"{path or 'the options'}: {' '.join(str(error).split())}") from error
     assert isinstance(config, TrainConfig)
     if path is not None:
-        for entry in (*config.data, *config.validation):
-            anchor(entry, path.parent)
         assert isinstance(loaded, DictConfig)
-        if config.init and loaded.get("init") == config.init:
-            config.init = str(path.parent / Path(config.init).expanduser())
+        given = config.init
+        config = anchored(config, path.parent)
+        if loaded.get("init") != given:  # from the command line
+            config.init = given
     _check(config)
+    return config
+
+
+def anchored(config: TrainConfig, folder: Path) -> TrainConfig:
+    """A copy in which the relative paths of `data`, `validation` and `init` start at `folder`."""
+    config = copy.deepcopy(config)
+    for entry in (*config.data, *config.validation):
+        anchor(entry, folder)
+    if config.init and not config.init.startswith(HUB):
+        config.init = str(folder / Path(config.init).expanduser())
     return config
 
 
@@ -141,6 +156,9 @@ def _check(config: TrainConfig) -> None:
         raise InputError("tasks is empty; name at least one, e.g. tasks=[denoise,derain]")
     if not config.data:
         raise InputError("data is empty; name at least one source of training images")
+    unknown = {name.partition(".")[0] for name in config.accept} - {one.name for one in fields(TrainConfig)}
+    if unknown:
+        raise InputError(f"accept names {min(unknown)!r}, which is no setting")
     if not 0 <= config.mislead <= 1:
         raise InputError(f"mislead must be in 0..1, got {config.mislead}")
     if config.reference_hq not in ("clean", "noise15", "lq"):

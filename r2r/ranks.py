@@ -48,6 +48,15 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items[rank() * each : (rank() + 1) * each]
 
 
+def highest(x: int, device: torch.device) -> int:
+    """Of all processes."""
+    if number() == 1:
+        return x
+    most = torch.tensor(x, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)
+
+
 def mean(x: Tensor) -> Tensor:
     """Over all processes."""
     if number() == 1:

@@ -6,7 +6,9 @@ the number of workers, and training resumes exactly by asking for the same keys.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,6 +75,16 @@ class Source:
             raise InputError(f"{self.name}: depth encoding {self.depth_encoding!r} is unknown; accepted: {accepted}")
         if any((pair.degraded is None) == (self.degradation is None) for pair in self.pairs):
             raise InputError(f"{self.name}: accepted: either degraded photos for all, or a degradation to make them")
+
+    def fingerprint(self) -> str:
+        """Of the names and the sizes in bytes of the files, wherever they lie."""
+        digest = hashlib.sha256()
+        for pair in self.pairs:
+            digest.update(f"{pair.name}\n".encode())
+            for path in _paths(pair):
+                size = path.stat().st_size if path.exists() else None
+                digest.update(f"{path.name} {size}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
 
 class TrainingPairs(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
@@ -266,8 +278,11 @@ def dihedral(image: np.ndarray, element: int) -> np.ndarray:
 
 
 def worker_init(worker: int) -> None:
-    """For DataLoader's worker_init_fn: a worker is one thread; OpenCV's own would fight over the cores."""
+    """For DataLoader's worker_init_fn: a worker is one thread; OpenCV's own would fight over the cores. It ends with
+    the process that started it, which may have something to save when both are told to stop."""
     cv2.setNumThreads(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Photos(NamedTuple):
