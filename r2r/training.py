@@ -244,7 +244,8 @@ class Trainer:
             torch.manual_seed(1_000_003 * self.config.seed + self.step)  # for the order of the bank's slots
             lq, hq = (x.to(self.device, memory_format=torch.channels_last, non_blocking=True) for x in (lq, hq))
             batch = [lq, hq, labels.to(self.device, non_blocking=True)]
-            tally.add(self._forward_backward(name, batch, stage, phase.accumulate))
+            first = self.batch - self.batch % phase.accumulate
+            tally.add(self._forward_backward(name, batch, stage, min(phase.accumulate, per_epoch - first)))
             images += len(lq) * ranks.number()
             self.batch += 1
             if self.batch % phase.accumulate == 0 or self.batch == per_epoch:
@@ -266,7 +267,7 @@ class Trainer:
             if stopping:
                 raise Stopped
 
-    def _forward_backward(self, name: str, batch: list[Tensor], stage: int, accumulate: int) -> dict[str, Tensor]:
+    def _forward_backward(self, name: str, batch: list[Tensor], stage: int, group: int) -> dict[str, Tensor]:
         lq, hq, labels = batch
         reference = reference_labels = None
         if name == "pretrain":
@@ -278,7 +279,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             output = self.network(lq, told, reference=reference, stage=stage)
         terms = restoration_loss(output, hq, labels, reference_labels, self.weights)
-        (terms["total"] / accumulate).backward()
+        (terms["total"] / group).backward()
         with torch.no_grad():
             error = (output.restored.float().clamp(0, 1) - hq).square().mean((1, 2, 3)).clamp(min=1e-10)
             if self.mixtures:

@@ -144,6 +144,22 @@ def test_accumulation_takes_fewer_updates(photos: Path, tmp_path: Path) -> None:
     assert steps == {1}
 
 
+def test_the_last_group_of_an_epoch_counts_as_much_as_the_others(photos: Path, tmp_path: Path) -> None:
+    class Recording(Trainer):
+        def _update(self) -> None:
+            gradients.append(torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None]))
+            super()._update()
+
+    gradients: list[torch.Tensor] = []
+    for accumulate in (1, 4):
+        phase = PhaseConfig(epochs=1, steps=1, crop=32, batch_size=4, accumulate=accumulate)
+        config = configuration(
+            photos, tmp_path / str(accumulate), pretrain=phase, finetune=PhaseConfig(), validation=[]
+        )
+        Recording(config).run()
+    torch.testing.assert_close(*gradients)
+
+
 def test_bf16_trains(photos: Path, tmp_path: Path) -> None:
     model = Trainer(configuration(photos, tmp_path, precision="bf16", validation=[])).run()
     assert all(x.isfinite().all() for x in model.state_dict().values())
