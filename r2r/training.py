@@ -36,6 +36,7 @@ from r2r import fast, ranks
 from r2r.config import FREE, SCHEDULE, PhaseConfig, TrainConfig, anchored
 from r2r.data.dataset import Source, TrainingPairs, worker_init
 from r2r.data.sampler import EpochSampler
+from r2r.data.sizes import read_index, write_index
 from r2r.data.sources import PATHS, build_source
 from r2r.device import pick_device
 from r2r.errors import InputError
@@ -49,7 +50,7 @@ from r2r.pretrained import HUB, WEIGHTS
 FIELDS = ("phase", "epoch", "step", "lr", "total", "pixel", "fft", "log_error", "degradation", "match", "psnr",
           "accuracy", "images_per_second", "valid_psnr", "valid_accuracy")  # fmt: skip
 
-LOG = "log.csv"
+LOG, INDEX = "log.csv", "sizes.json"
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 """What a run goes on from: the newest one, and the one before it for when that is damaged."""
 
@@ -135,29 +136,34 @@ class Trainer:
         self.display = display if display and self.leads else Silent()
         self.out = Path(config.out)
         self.device = pick_device(config.device)
-        self.sources = [build_source(entry, config.tasks) for entry in config.data]
-        several = any(len(source.labels) != 1 or source.optional for source in self.sources)
-        self.mixtures = bool(config.model.get("mixtures", several))
-        self._check_sources()
-        held_out = [build_source(entry, config.tasks) for entry in config.validation]
-        self.held_out = [evaluation_set(one, len(config.tasks), self.mixtures, config.seed) for one in held_out]
-        self.files = {"data": _files(self.sources), "validation": _files(held_out)}
-        self.weights = LossWeights(**asdict(config.loss))
-        self.datasets = {
-            name: TrainingPairs(
-                self.sources, phase.crop, len(config.tasks), config.seed, self.mixtures, int(config.cache * 2**30)
-            )
-            for name, phase in self._phases()
-            if phase.epochs
-        }
-        self.model = build_model(config, self.mixtures).to(self.device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.ema = self._averaged() if config.ema else None
-        self.phase, self.epoch, self.batch, self.step, self.best = "pretrain", 0, 0, 0, -math.inf
-        self.rows: list[dict[str, Any]] = []
-        self.stop = StopSignal()
-        self.optimiser = self._optimiser()
-        self._resume()
+        with ranks.first_alone():  # it reads the headers of all photos, the others its index of them
+            read_index(self.out / INDEX)
+            self.sources = [build_source(entry, config.tasks) for entry in config.data]
+            several = any(len(source.labels) != 1 or source.optional for source in self.sources)
+            self.mixtures = bool(config.model.get("mixtures", several))
+            self._check_sources()
+            held_out = [build_source(entry, config.tasks) for entry in config.validation]
+            self.held_out = [evaluation_set(one, len(config.tasks), self.mixtures, config.seed) for one in held_out]
+            self.files = {"data": _files(self.sources), "validation": _files(held_out)}
+            self.weights = LossWeights(**asdict(config.loss))
+            self.datasets = {
+                name: TrainingPairs(
+                    self.sources, phase.crop, len(config.tasks), config.seed, self.mixtures, int(config.cache * 2**30)
+                )
+                for name, phase in self._phases()
+                if phase.epochs
+            }
+            self.model = build_model(config, self.mixtures).to(self.device)
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.ema = self._averaged() if config.ema else None
+            self.phase, self.epoch, self.batch, self.step, self.best = "pretrain", 0, 0, 0, -math.inf
+            self.rows: list[dict[str, Any]] = []
+            self.stop = StopSignal()
+            self.optimiser = self._optimiser()
+            self._resume()
+            if self.leads:
+                write_index(self.out / INDEX)
+        self._check_together()
         self.network = self._shared()
 
     # -- the run --------------------------------------------------------------------------------------------------
@@ -230,6 +236,7 @@ class Trainer:
             self._save()
             if self.leads and not self.model.bank.empty:
                 self._shown().save_pretrained(self.out / "last")
+            ranks.wait()
 
     def _run_epoch(self, name: str, phase: PhaseConfig, loader: DataLoader[Any], per_epoch: int) -> None:
         self.model.train()
@@ -399,6 +406,19 @@ class Trainer:
                     f"{name}.batch_size is {phase.batch_size}, which {ranks.number()} processes cannot share; "
                     f"accepted: multiples of {multiple} such as {nearest}, or another number of processes"
                 )
+
+    def _check_together(self) -> None:
+        """Raises InputError where processes see different folders: they would wait for each other."""
+        places = ranks.gathered([self.phase, self.epoch, self.batch, self.step])
+        files = ranks.gathered(self.files)
+        for other, (place, seen) in enumerate(zip(places, files, strict=True)):
+            if place != places[0]:
+                raise InputError(
+                    f"process {other} would start at step {place[-1]}, process 0 at {places[0][-1]}: {self.out} has to "
+                    "be one folder that all of them see"
+                )
+            if seen != files[0]:
+                raise InputError(f"process {other} sees other photos than process 0; all need the same files")
 
     def _check_finite(self, row: dict[str, float]) -> None:
         if not math.isfinite(row["total"]):

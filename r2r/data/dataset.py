@@ -23,7 +23,8 @@ from torch.utils.data import Dataset
 from r2r.data.degradations import Degradation
 from r2r.data.depth import DEPTH_ENCODINGS, plausible_depth, read_depth
 from r2r.data.folders import Pair, some
-from r2r.data.images import image_size, read_photo, read_rgb, to_float
+from r2r.data.images import read_photo, read_rgb, to_float
+from r2r.data.sizes import known_size
 from r2r.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,10 @@ class Source:
         for pair in self.pairs:
             digest.update(f"{pair.name}\n".encode())
             for path in _paths(pair):
-                size = path.stat().st_size if path.exists() else None
+                try:
+                    size = path.stat().st_size
+                except OSError:  # whoever reads it says so
+                    size = -1
                 digest.update(f"{path.name} {size}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -155,7 +159,7 @@ class TrainingPairs(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
                 factors[pair.clean] = max(factors.get(pair.clean, 0), source.reduce[1])
         for path, factor in factors.items():
             try:
-                height, width = image_size(path)
+                height, width = known_size(path)
             except InputError as error:
                 self._skip(path, error)
                 continue
@@ -242,7 +246,7 @@ class EvaluationPairs(Dataset[EvaluationPair]):
         self._label = _label(source, num_tasks, mixtures)
         for pair in source.pairs:
             for path in _paths(pair):
-                image_size(path)
+                known_size(path)
 
     def __len__(self) -> int:
         return len(self.source.pairs)

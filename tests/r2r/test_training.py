@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from skimage import data
 
 from r2r import R2R, InputError
 from r2r.config import PhaseConfig, TrainConfig, load_config
+from r2r.data import sizes
 from r2r.data.images import write_rgb
 from r2r.training import CHECKPOINTS, Silent, Trainer, learning_rate
 from tests.conftest import TINY
@@ -461,6 +463,22 @@ def test_rows_that_were_not_written_to_their_end_are_dropped(photos: Path, tmp_p
         assert log(tmp_path / "run") == before
 
 
+def test_headers_are_read_once_a_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    config = short(own, tmp_path / "run")
+    Trainer(config)
+    stat = (own / "coffee.png").stat()
+    (own / "coffee.png").write_bytes(b"x" * stat.st_size)
+    os.utime(own / "coffee.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    monkeypatch.setattr(sizes, "_known", {})  # as in another process
+    assert Trainer(config).datasets["pretrain"].skipped == 0
+    (tmp_path / "run" / "sizes.json").unlink()
+    monkeypatch.setattr(sizes, "_known", {})
+    with pytest.raises(InputError, match=r"coffee\.png: not an image"):
+        Trainer(config)
+
+
 def test_what_killed_processes_left_is_removed(photos: Path, tmp_path: Path) -> None:
     config = short(photos, tmp_path)
     Trainer(config).run()
@@ -488,7 +506,7 @@ def test_a_checkpoint_that_cannot_be_written_says_why(photos: Path, tmp_path: Pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "last.ckpt").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "sizes.json"}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(photos: Path, tmp_path: Path) -> None:
