@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -81,13 +82,13 @@ class Source:
         """Of the names and the sizes in bytes of the files, wherever they lie."""
         digest = hashlib.sha256()
         for pair in self.pairs:
-            digest.update(f"{pair.name}\n".encode())
+            digest.update(os.fsencode(f"{pair.name}\n"))
             for path in _paths(pair):
                 try:
                     size = path.stat().st_size
                 except OSError:  # whoever reads it says so
                     size = -1
-                digest.update(f"{path.name} {size}\n".encode("utf-8", "surrogateescape"))
+                digest.update(os.fsencode(f"{path.name} {size}\n"))
         return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import cv2
@@ -78,6 +79,22 @@ def test_photos_of_16_bits_train_with_all_of_them(tmp_path: Path) -> None:
             [Source("a", (0,), tuple(clean_folder(tmp_path)), parse_degradation(degradation))], 32, 1
         )
         assert len(dataset[0, 0, 0][1].unique()) == 32 * 32
+
+
+def test_the_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
+    def fingerprint(folder: Path) -> str:
+        return Source("a", (0,), tuple(clean_folder(folder)), Noise()).fingerprint()
+
+    for folder in ("one", "two"):
+        for name in (b"a.png", b"\xff.png"):  # not all names are text
+            write_rgb(tmp_path / folder / os.fsdecode(name), np.zeros((8, 8, 3), np.float32))
+    before = fingerprint(tmp_path / "one")
+    assert fingerprint(tmp_path / "two") == before
+    with (tmp_path / "two" / "a.png").open("ab") as file:
+        file.write(b"more")
+    assert fingerprint(tmp_path / "two") != before
+    (tmp_path / "one" / "a.png").rename(tmp_path / "one" / "b.png")
+    assert fingerprint(tmp_path / "one") not in (before, fingerprint(tmp_path / "two"))
 
 
 def test_workers_change_nothing(sources: list[Source]) -> None:
