@@ -12,10 +12,16 @@ from torch import Tensor, nn
 
 from r2r import ranks
 from r2r.backbone import Encoder
-from r2r.bank import DegradationBank
+from r2r.bank import Slots
 from r2r_kernels.nn import SlotConv3d
 
 Residual = Literal["mean", "full"]
+
+
+def recomputing() -> bool:
+    """Whether activation checkpointing runs a forward pass again, inside the backward pass: it must see the state that
+    the first run saw, and must not change it."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class TaskBatchNorm(nn.Module):
@@ -40,16 +46,19 @@ class TaskBatchNorm(nn.Module):
         if self.training:
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             var, mean = torch.var_mean(wide, dim=(1, 3, 4), correction=0)
-            samples = x.shape[1] * x.shape[3] * x.shape[4]
-            with torch.no_grad():
-                step = (self.momentum * present[:, None]).to(mean)
-                self.running_mean.lerp_(mean, step)
-                self.running_var.lerp_(var * (samples / max(samples - 1, 1)), step)
+            if not recomputing():
+                self._move_statistics(mean, var, x.shape[1] * x.shape[3] * x.shape[4], present)
         else:
             mean, var = self.running_mean, self.running_var
         gain = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * gain
         return (x * gain[:, None, :, None, None] + shift[:, None, :, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _move_statistics(self, mean: Tensor, var: Tensor, samples: int, present: Tensor) -> None:
+        step = (self.momentum * present[:, None]).to(self.running_mean)
+        self.running_mean.lerp_(mean.to(self.running_mean), step)
+        self.running_var.lerp_((var * (samples / max(samples - 1, 1))).to(self.running_var), step)
 
 
 class SlotAggregator(nn.Module):
@@ -106,9 +115,9 @@ class Amalgamator(nn.Module):
         self.value_slots = SlotAggregator(tasks, value_channels, capacity // 5, eager)
 
     def forward(
-        self, lq: Tensor, hq: Tensor, labels: Tensor, bank: DegradationBank, stage: int
+        self, lq: Tensor, hq: Tensor, labels: Tensor, held: Slots, stage: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Degraded and clean images [N, 3, H, W] and labels (indices [N] or a mask [N, T]) -> keys
+        """Degraded and clean images [N, 3, H, W], labels (int64 [N] or a mask [N, T]) and what the bank holds -> keys
         [T, S, Ck, h, w], values [T, S, Cv, h, w], which tasks are present (bool [T]), logits [N, T].
 
         Several ranks (torch.distributed), each with as many pairs, build one bank from the pairs of all.
@@ -121,17 +130,17 @@ class Amalgamator(nn.Module):
         deep, _, downsampled = self.encoder(self.intro(torch.cat((hq, residual), dim=1)))
         logits = self.classifier(F.relu(downsampled[-2]).mean((2, 3)))
 
-        size = (bank.size, bank.size)
+        size, tasks = (held.keys.shape[3], held.keys.shape[4]), len(held.counts)
         key, value = (F.adaptive_avg_pool2d(project(deep), size) for project in (self.key, self.value))
-        member = labels.bool() if labels.dim() == 2 else F.one_hot(labels, len(bank.tasks)).bool()
+        member = labels.bool() if labels.dim() == 2 else F.one_hot(labels, tasks).bool()
         key, value, member = _gather(key), _gather(value), _gather(member)
         present = member.any(0)
-        order = self._slot_order(len(bank.tasks), lq.device)
-        keys = self.key_slots(_fill(key, bank.keys, member, bank.counts, self.capacity, stage, order), present)
-        values = self.value_slots(_fill(value, bank.values, member, bank.counts, self.capacity, stage, order), present)
+        order = self._slot_order(tasks, lq.device)
+        keys = self.key_slots(_fill(key, held.keys, member, held.counts, self.capacity, stage, order), present)
+        values = self.value_slots(_fill(value, held.values, member, held.counts, self.capacity, stage, order), present)
         absent = ~present[:, None, None, None, None]
-        keys = torch.where(absent, bank.keys.to(keys), keys)
-        values = torch.where(absent, bank.values.to(values), values)
+        keys = torch.where(absent, held.keys.to(keys), keys)
+        values = torch.where(absent, held.values.to(values), values)
         return keys, values, present, logits
 
     def _slot_order(self, tasks: int, device: torch.device) -> Tensor:

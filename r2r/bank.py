@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from r2r_kernels.nn import KeepsLayout
+
+
+class Slots(NamedTuple):
+    """The buffers of a bank that a model retrieves from."""
+
+    keys: Tensor
+    values: Tensor
+    counts: Tensor
+
+    def clone(self) -> Slots:
+        return Slots(*(x.clone() for x in self))
 
 
 class DegradationBank(KeepsLayout):
@@ -30,12 +41,23 @@ class DegradationBank(KeepsLayout):
     def __init__(self, tasks: Sequence[str], slots: int, key_channels: int, value_channels: int, size: int) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
-        self.empty = True  # known without asking the device
+        self._empty = True
         self.register_buffer("keys", torch.zeros(len(self.tasks), slots, key_channels, size, size))
         self.register_buffer("values", torch.zeros(len(self.tasks), slots, value_channels, size, size))
         self.register_buffer("counts", torch.zeros(len(self.tasks), dtype=torch.int64))
         self.register_buffer("gain", torch.ones(len(self.tasks)))
         self.register_buffer("offset", torch.zeros(len(self.tasks)))
+
+    @property
+    def empty(self) -> bool:
+        """Whether no task has slots. The device is asked only until one has: a bank is not emptied again."""
+        if self._empty:
+            self._empty = not bool(self.counts.any())
+        return self._empty
+
+    @property
+    def slots(self) -> Slots:
+        return Slots(self.keys, self.values, self.counts)
 
     @property
     def size(self) -> int:
@@ -52,7 +74,6 @@ class DegradationBank(KeepsLayout):
         self.keys.copy_(torch.where(present[:, None, None, None, None], keys, self.keys))
         self.values.copy_(torch.where(present[:, None, None, None, None], values, self.values))
         self.counts.copy_(torch.where(present, keys.shape[1], self.counts))
-        self.empty = False
 
     @torch.no_grad()
     def add_task(self, name: str, keys: Tensor, values: Tensor) -> None:
@@ -72,7 +93,6 @@ class DegradationBank(KeepsLayout):
         self.gain = torch.cat((self.gain, self.gain.new_ones(1)))
         self.offset = torch.cat((self.offset, self.offset.new_zeros(1)))
         self.tasks += (name,)
-        self.empty = False
 
     def remove_task(self, name: str) -> None:
         """Drop a task. Raises ValueError where it is unknown or the last one."""
@@ -84,6 +104,7 @@ class DegradationBank(KeepsLayout):
         self.keys, self.values, self.counts = self.keys[kept], self.values[kept], self.counts[kept]
         self.gain, self.offset = self.gain[kept], self.offset[kept]
         self.tasks = tuple(self.tasks[index] for index in kept)
+        self._empty = True  # ask again
 
     def take_over(self, other: DegradationBank) -> tuple[str, ...]:
         """Add the tasks of another bank that this one lacks, with their scale of scores; returns their names."""
@@ -112,7 +133,7 @@ class DegradationBank(KeepsLayout):
         state_dict.setdefault(prefix + "gain", torch.ones(len(self.tasks)))
         state_dict.setdefault(prefix + "offset", torch.zeros(len(self.tasks)))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.empty = not bool(self.counts.any())
+        self._empty = not bool(self.counts.any())
 
     def extra_repr(self) -> str:
         return f"tasks={', '.join(self.tasks)}; slots={self.keys.shape[1]}, size={self.size}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from yaml import YAMLError
 
 from r2r.data.sources import anchor
 from r2r.errors import InputError
+from r2r.pretrained import HUB
 
 
 @dataclass
 class PhaseConfig:
     """One phase of training. The learning rate warms up linearly from `warmup_lr` to `lr` over `warmup_epochs`, then
     stays there up to epoch `hold`, then follows a cosine that would reach `final_lr` at epoch `horizon` (0: at the last
-    epoch). `steps`: batches an epoch, drawn with every source equally likely, or by their shares; 0: every image as
-    often as its source repeats it."""
+    epoch). Where they are None, both follow from `epochs` as the paper's do: 15 and 270 of 240. `steps`: batches an
+    epoch, drawn with every source equally likely, or by their shares; 0: every image as often as its source repeats
+    it."""
 
     epochs: int = 0
     steps: int = 0
@@ -29,10 +32,20 @@ class PhaseConfig:
     accumulate: int = 1
     lr: float = 2e-4
     final_lr: float = 0.0
-    warmup_epochs: float = 0.0
+    warmup_epochs: float | None = 0.0
     warmup_lr: float = 1e-7
     hold: float = 0.0
-    horizon: int = 0
+    horizon: float | None = 0.0
+
+    @property
+    def warmup_end(self) -> float:
+        """The epoch at which the learning rate has warmed up."""
+        return self.epochs * 15 / 240 if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def cosine_end(self) -> float:
+        """The epoch at which the cosine reaches `final_lr`; never before the last one."""
+        return max(self.epochs * 270 / 240 if self.horizon is None else self.horizon, self.epochs)
 
 
 @dataclass
@@ -49,7 +62,7 @@ class LossConfig:
 
 @dataclass
 class TrainConfig:
-    """A training run; the defaults are the paper's (section 4.1) for three tasks.
+    """A training run; the defaults are the paper's (section 4.1) for three tasks, save what `docs/training.md` names.
 
     tasks: their names. data: training sources and validation: held-out sets, see `docs/training.md` for their keys.
     preset: sizes of the model, `model` overrides single ones. init: the folder of a model to start from; its sizes then
@@ -59,7 +72,8 @@ class TrainConfig:
     restored with what the bank holds for other tasks than theirs, half of them by the model's own choice, so that a
     wrong match costs little. reference_hq: what the bank is built from beside the degraded images: clean images, the
     same with noise of 15 of 255 ("noise15"), or the degraded images themselves ("lq"; the paper's ablation). precision:
-    fp32 or bf16. cache: GB of decoded photos that each worker keeps.
+    fp32 or bf16. cache: GB of decoded photos that each worker keeps. accept: settings in which a continuation may
+    differ from the run it goes on with; "data" also stands for the photos in the folders.
     """
 
     out: str = "runs/r2r"
@@ -70,10 +84,10 @@ class TrainConfig:
     init: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     pretrain: PhaseConfig = field(
-        default_factory=lambda: PhaseConfig(epochs=240, warmup_epochs=15, horizon=270, batch_size=64)
+        default_factory=lambda: PhaseConfig(epochs=240, warmup_epochs=None, horizon=None, batch_size=64)
     )
     finetune: PhaseConfig = field(
-        default_factory=lambda: PhaseConfig(epochs=30, crop=224, batch_size=16, lr=1e-6, final_lr=1e-8)
+        default_factory=lambda: PhaseConfig(epochs=30, crop=224, batch_size=32, lr=1e-6, final_lr=1e-8)
     )
     loss: LossConfig = field(default_factory=LossConfig)
     clip_norm: float = 0.01
@@ -89,11 +103,13 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 500
     validate_every: int = 1
+    accept: list[str] = field(default_factory=list)
 
 
 # may change between a run and its continuation, as may the length and the rates of its phases
-FREE = ("out", "validation", "device", "eager", "workers", "cache", "log_every", "save_every", "validate_every")
-SCHEDULE = ("epochs", "lr", "final_lr", "hold", "horizon")
+FREE = ("out", "validation", "device", "eager", "workers", "cache", "log_every", "save_every", "validate_every",
+        "accept")  # fmt: skip
+SCHEDULE = ("epochs", "lr", "final_lr", "warmup_epochs", "hold", "horizon")
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -116,12 +132,22 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
         raise InputError(f"{path or 'the options'}: {' '.join(str(error).split())}") from error
     assert isinstance(config, TrainConfig)
     if path is not None:
-        for entry in (*config.data, *config.validation):
-            anchor(entry, path.parent)
         assert isinstance(loaded, DictConfig)
-        if config.init and loaded.get("init") == config.init:
-            config.init = str(path.parent / Path(config.init).expanduser())
+        given = config.init
+        config = anchored(config, path.parent)
+        if loaded.get("init") != given:  # from the command line
+            config.init = given
     _check(config)
+    return config
+
+
+def anchored(config: TrainConfig, folder: Path) -> TrainConfig:
+    """A copy in which the relative paths of `data`, `validation` and `init` start at `folder`."""
+    config = copy.deepcopy(config)
+    for entry in (*config.data, *config.validation):
+        anchor(entry, folder)
+    if config.init and not config.init.startswith(HUB):
+        config.init = str(folder / Path(config.init).expanduser())
     return config
 
 
@@ -130,6 +156,9 @@ def _check(config: TrainConfig) -> None:
         raise InputError("tasks is empty; name at least one, e.g. tasks=[denoise,derain]")
     if not config.data:
         raise InputError("data is empty; name at least one source of training images")
+    unknown = {name.partition(".")[0] for name in config.accept} - {one.name for one in fields(TrainConfig)}
+    if unknown:
+        raise InputError(f"accept names {min(unknown)!r}, which is no setting")
     if not 0 <= config.mislead <= 1:
         raise InputError(f"mislead must be in 0..1, got {config.mislead}")
     if config.reference_hq not in ("clean", "noise15", "lq"):
@@ -142,5 +171,10 @@ def _check(config: TrainConfig) -> None:
                 raise InputError(f"{name}.{key} must be 1 or more, got {getattr(phase, key)}")
         if phase.epochs < 0 or phase.steps < 0:
             raise InputError(f"{name}.epochs and {name}.steps must not be negative")
+        if phase.epochs and phase.warmup_end >= phase.epochs:
+            raise InputError(
+                f"{name}.warmup_epochs is {phase.warmup_end:g}, which {phase.epochs} epochs never get past; accepted: "
+                "less, or null for a sixteenth of the epochs"
+            )
     if config.pretrain.epochs + config.finetune.epochs == 0:
         raise InputError("pretrain.epochs and finetune.epochs are both 0: there is nothing to train")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +36,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # renamed already, or never made
             temporary.unlink()
+
+
+def remove_temporaries(folder: str | Path) -> None:
+    """Remove what processes left in `folder` that were killed inside `atomic_path` or while they saved a model; nobody
+    may be writing there."""
+    for path in Path(folder).glob(".*"):
+        if re.fullmatch(r"\.saving-\w+", path.name):
+            shutil.rmtree(path, ignore_errors=True)
+        elif re.fullmatch(r"\.[0-9a-f]{16}(\.\w+)?", path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def umask() -> int:

@@ -54,7 +54,7 @@ def classification(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Cross entropy of [N, T] with label smoothing; binary cross entropy where labels are float [N, T]: 1 and 0, and
     0.5 where nobody is sure, which does not count.
 
-    Tasks the bank holds nothing for (score -inf) take no part.
+    Tasks the bank holds nothing for (score -inf) take no part, nor do images of theirs alone.
     """
     logits = logits.float()
     known = logits > -torch.inf
@@ -65,9 +65,11 @@ def classification(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
         losses = F.binary_cross_entropy_with_logits(finite, target, reduction="none")
         return torch.where(known, losses, 0).sum() / known.sum().clamp(min=1)
     log_probability = F.log_softmax(logits, dim=1)
-    told = log_probability.gather(1, labels[:, None]).squeeze(1)
-    spread = torch.where(known, log_probability, 0).sum(1) / known.sum(1)
-    return -((1 - smoothing) * told + smoothing * spread).mean()
+    index = labels.long()[:, None]
+    log_probability = torch.where(known, log_probability, 0)
+    told, counted = (x.gather(1, index).squeeze(1) for x in (log_probability, known))
+    losses = (1 - smoothing) * told + smoothing * log_probability.sum(1) / known.sum(1)
+    return -torch.where(counted, losses, 0).sum() / counted.sum().clamp(min=1)
 
 
 def restoration_loss(

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from r2r.amalgamator import Amalgamator, Residual
+from r2r.amalgamator import Amalgamator, Residual, recomputing
 from r2r.backbone import Decoder, Encoder
-from r2r.bank import DegradationBank
+from r2r.bank import DegradationBank, Slots
 from r2r.errors import InputError
 from r2r.files import umask
 from r2r.pretrained import CONFIG, HUB, WEIGHTS, read_config, read_model
@@ -133,6 +133,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         for parameter in self.ending.parameters():
             nn.init.zeros_(parameter)  # a new model gives back its input
         self.amalgamator: Amalgamator | None = None
+        self._held_before: Slots | None = None  # what the last pass of stage 1 started from
         if amalgamator:
             self.amalgamator = Amalgamator(
                 len(tasks), width, memory_blocks, capacity, key_channels, deepest, residual, eager
@@ -274,8 +275,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     ) -> Tensor | TrainingOutput:
         """Without labels: restore lq [N, 3, H, W] blind -> [N, 3, H, W].
 
-        With labels (indices int64 [N]; for mixtures a mask [N, T], in which an image without any task gets what the
-        model finds by itself): one training pass -> TrainingOutput. The bank is then built from `reference` = (LQ, HQ,
+        With labels (indices, integers [N]; for mixtures a mask [N, T], in which an image without any task gets what the
+        model finds by itself): one training pass -> TrainingOutput. An image of a task that the bank holds nothing for
+        yet gets what it holds for another. The bank is then built from `reference` = (LQ, HQ,
         labels), pairs of their own; stage 0 builds it anew, stage 1 goes on from the one it holds (R2R, section 3.5).
         Without a reference the bank is used as it is (finetuning).
         """
@@ -283,20 +285,24 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         if labels is None:
             return self._restored(lq, None).image
 
-        self._check_labels(labels, len(lq), "labels")
+        labels = self._checked_labels(labels, len(lq), "labels")
         bank = self.bank
         keys, values, counts, logits = bank.keys, bank.values, bank.counts, None
         if reference is not None:
             keys, values, logits = self._build_bank(*reference, stage)
-        self._check_bank()
+        else:
+            self._check_bank()
         features = self.encode(lq)
         key, value = self.query(features.deep)
         pooled = area_resize(key, bank.size, bank.size)
-        told = labels
+        held = counts > 0
         if self.mixtures:
             with torch.no_grad():
                 own = self.retrieval.scores(pooled.flatten(1)[:, None], keys, counts).squeeze(1)
-                told = torch.where(labels.any(1, keepdim=True), labels.bool(), task_mask(own, None, "multi"))
+                told = labels & held
+                told = torch.where(told.any(1, keepdim=True), told, task_mask(own, None, "multi"))
+        else:
+            told = torch.where(held[labels], labels, held.long().argmax())
         readout, scores = self.retrieval(pooled, keys, values, counts, told)
         return TrainingOutput(self.decode(lq, features, value, readout), scores, logits)
 
@@ -342,9 +348,16 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         self._check_images(lq, "reference LQ")
         if hq.shape != lq.shape:
             raise ValueError(f"reference HQ must be {[*lq.shape]} as LQ is, got {[*hq.shape]}")
-        self._check_labels(labels, len(lq), "reference labels")
-        keys, values, present, logits = self.amalgamator(lq, hq, labels, self.bank, stage)
-        self.bank.replace(keys.detach(), values.detach(), present)
+        labels = self._checked_labels(labels, len(lq), "reference labels")
+        held = self.bank.slots
+        if stage == 1 and recomputing():
+            assert self._held_before is not None  # the first run left it
+            held = self._held_before
+        elif stage == 1:
+            self._held_before = held.clone()
+        keys, values, present, logits = self.amalgamator(lq, hq, labels, held, stage)
+        if not recomputing():
+            self.bank.replace(keys.detach(), values.detach(), present)
         return keys, values, logits
 
     # -- checks -------------------------------------------------------------------------------------------------
@@ -360,10 +373,16 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             bad = "NaN or infinity" if not bool(lq.isfinite().all()) else f"{lq.amin():.4g} to {lq.amax():.4g}"
             raise InputError(f"lq must hold values in [0, 1], got {bad}")
 
-    def _check_labels(self, labels: Tensor, number: int, name: str) -> None:
+    def _checked_labels(self, labels: Tensor, number: int, name: str) -> Tensor:
+        """int64 [N], or for mixtures bool [N, T]."""
         wanted = (number, len(self.tasks)) if self.mixtures else (number,)
         if labels.shape != wanted:
             raise ValueError(f"{name} must be {list(wanted)}, got {[*labels.shape]}")
+        if self.mixtures:
+            return labels.bool()
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"{name} must be integers, got {labels.dtype}")
+        return labels.long()
 
     def _check_bank(self) -> None:
         if self.bank.empty:

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import math
+import os
+import signal
+import threading
 import time
+import zipfile
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import IO, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,20 +33,26 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from r2r import fast, ranks
-from r2r.config import FREE, SCHEDULE, PhaseConfig, TrainConfig
-from r2r.data.dataset import TrainingPairs, worker_init
+from r2r.config import FREE, SCHEDULE, PhaseConfig, TrainConfig, anchored
+from r2r.data.dataset import Source, TrainingPairs, worker_init
 from r2r.data.sampler import EpochSampler
-from r2r.data.sources import build_source
+from r2r.data.sizes import read_index, write_index
+from r2r.data.sources import PATHS, build_source
 from r2r.device import pick_device
 from r2r.errors import InputError
 from r2r.evaluation import evaluate, evaluation_set
-from r2r.files import atomic_path
+from r2r.files import atomic_path, remove_temporaries
 from r2r.losses import LossWeights, restoration_loss
 from r2r.model import R2R
 from r2r.presets import PRESETS
+from r2r.pretrained import HUB, WEIGHTS
 
 FIELDS = ("phase", "epoch", "step", "lr", "total", "pixel", "fft", "log_error", "degradation", "match", "psnr",
           "accuracy", "images_per_second", "valid_psnr", "valid_accuracy")  # fmt: skip
+
+LOG, INDEX = "log.csv", "sizes.json"
+CHECKPOINTS = ("last.ckpt", "previous.ckpt")
+"""What a run goes on from: the newest one, and the one before it for when that is damaged."""
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -62,10 +75,10 @@ class Silent:
 
 def learning_rate(phase: PhaseConfig, epoch: float) -> float:
     """The rate after `epoch` (fractional) epochs: linear warm-up, a constant, then a cosine (R2R, section 4.1)."""
-    if epoch < phase.warmup_epochs:
-        return phase.warmup_lr + (phase.lr - phase.warmup_lr) * epoch / phase.warmup_epochs
-    start, horizon = max(phase.warmup_epochs, phase.hold), max(phase.horizon or phase.epochs, phase.epochs)
-    progress = max(epoch - start, 0.0) / max(horizon - start, 1e-9)
+    if epoch < phase.warmup_end:
+        return phase.warmup_lr + (phase.lr - phase.warmup_lr) * epoch / phase.warmup_end
+    start = max(phase.warmup_end, phase.hold)
+    progress = max(epoch - start, 0.0) / max(phase.cosine_end - start, 1e-9)
     return phase.final_lr + (phase.lr - phase.final_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
@@ -113,48 +126,58 @@ def _start_from(initial: R2R, model: R2R, name: str) -> None:
 
 
 class Trainer:
-    """One run in one folder: `last.ckpt` to go on from, models `last/` and `best/`, `log.csv`, TensorBoard files."""
+    """One run in one folder: `last.ckpt` to go on from and the one before it, models `last/` and `best/`, `log.csv`,
+    TensorBoard files."""
 
     def __init__(self, config: TrainConfig, display: Display | None = None) -> None:
         """Check everything before any work; go on where `config.out` holds a run of the same settings."""
-        self.config = config
+        self.config = config = anchored(config, Path.cwd())
         self.leads = ranks.rank() == 0
         self.display = display if display and self.leads else Silent()
         self.out = Path(config.out)
         self.device = pick_device(config.device)
-        self.sources = [build_source(entry, config.tasks) for entry in config.data]
-        several = any(len(source.labels) != 1 or source.optional for source in self.sources)
-        self.mixtures = bool(config.model.get("mixtures", several))
-        self._check_sources()
-        self.held_out = [
-            evaluation_set(build_source(entry, config.tasks), len(config.tasks), self.mixtures, config.seed)
-            for entry in config.validation
-        ]
-        self.weights = LossWeights(**asdict(config.loss))
-        self.datasets = {
-            name: TrainingPairs(
-                self.sources, phase.crop, len(config.tasks), config.seed, self.mixtures, int(config.cache * 2**30)
-            )
-            for name, phase in self._phases()
-            if phase.epochs
-        }
-        self.model = build_model(config, self.mixtures).to(self.device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.ema = self._averaged() if config.ema else None
-        self.phase, self.epoch, self.batch, self.step, self.best = "pretrain", 0, 0, 0, -math.inf
-        self.rows: list[dict[str, Any]] = []
-        self.optimiser = self._optimiser()
-        self._resume()
+        with ranks.first_alone():  # it reads the headers of all photos, the others its index of them
+            read_index(self.out / INDEX)
+            self.sources = [build_source(entry, config.tasks) for entry in config.data]
+            several = any(len(source.labels) != 1 or source.optional for source in self.sources)
+            self.mixtures = bool(config.model.get("mixtures", several))
+            self._check_sources()
+            held_out = [build_source(entry, config.tasks) for entry in config.validation]
+            self.held_out = [evaluation_set(one, len(config.tasks), self.mixtures, config.seed) for one in held_out]
+            self.files = {"data": _files(self.sources), "validation": _files(held_out)}
+            self.weights = LossWeights(**asdict(config.loss))
+            self.datasets = {
+                name: TrainingPairs(
+                    self.sources, phase.crop, len(config.tasks), config.seed, self.mixtures, int(config.cache * 2**30)
+                )
+                for name, phase in self._phases()
+                if phase.epochs
+            }
+            self.model = build_model(config, self.mixtures).to(self.device)
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.ema = self._averaged() if config.ema else None
+            self.phase, self.epoch, self.batch, self.step, self.best = "pretrain", 0, 0, 0, -math.inf
+            self.rows: list[dict[str, Any]] = []
+            self.stop = StopSignal()
+            self.optimiser = self._optimiser()
+            self._resume()
+            if self.leads:
+                write_index(self.out / INDEX)
+        self._check_together()
         self.network = self._shared()
 
     # -- the run --------------------------------------------------------------------------------------------------
 
     def run(self) -> R2R:
-        """Train to the end; returns the final model (averaged weights where there are any), in eval mode."""
+        """Train to the end; returns the final model (averaged weights where there are any), in eval mode.
+
+        SIGINT and SIGTERM end the run after the next step, once its state is saved, and then do what they did before.
+        """
         if self.leads:
-            self._write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+            record = replace(self.config, out=str(self.out.absolute()), accept=[])
+            self._write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.structured(record)))
         board: Any = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if self.leads else nullcontext()
-        with board as self.board:
+        with self.stop, board as self.board:
             for name, phase in self._phases():
                 if name == "pretrain" and self.phase == "finetune":
                     continue
@@ -197,22 +220,30 @@ class Trainer:
         self.display.start(name, self.epoch * per_epoch + self.batch, phase.epochs * per_epoch)
         skipped = self.datasets[name].skipped
         while self.epoch < phase.epochs:
+            self.batch = min(self.batch, per_epoch)  # the epoch was longer where more photos were there
             sampler.set_position(self.epoch, self.batch)
             self._run_epoch(name, phase, loader, per_epoch)
-            self.epoch, self.batch = self.epoch + 1, 0
             if self.datasets[name].skipped > skipped:
                 skipped = self.datasets[name].skipped
                 self.display.say(f"{skipped} training files could not be read and were skipped")
-            self._validate(name, last=self.epoch == phase.epochs)
+            done = self.epoch + 1
+            validates = bool(self.held_out) and (done % self.config.validate_every == 0 or done == phase.epochs)
+            if validates:
+                self._save()  # before, as validation may fail
+            self.epoch, self.batch = done, 0
+            if validates:
+                self._validate(name)
             self._save()
             if self.leads and not self.model.bank.empty:
                 self._shown().save_pretrained(self.out / "last")
+            ranks.wait()
 
     def _run_epoch(self, name: str, phase: PhaseConfig, loader: DataLoader[Any], per_epoch: int) -> None:
         self.model.train()
         stage = 0 if self.epoch < phase.epochs / 2 else 1
         tally = Tally(self.device)
         started, images = time.perf_counter(), 0
+        stopping = 0
         for lq, hq, labels in loader:
             rate = learning_rate(phase, self.epoch + self.batch / per_epoch)
             for group in self.optimiser.param_groups:
@@ -220,7 +251,8 @@ class Trainer:
             torch.manual_seed(1_000_003 * self.config.seed + self.step)  # for the order of the bank's slots
             lq, hq = (x.to(self.device, memory_format=torch.channels_last, non_blocking=True) for x in (lq, hq))
             batch = [lq, hq, labels.to(self.device, non_blocking=True)]
-            tally.add(self._forward_backward(name, batch, stage, phase.accumulate))
+            first = self.batch - self.batch % phase.accumulate
+            tally.add(self._forward_backward(name, batch, stage, min(phase.accumulate, per_epoch - first)))
             images += len(lq) * ranks.number()
             self.batch += 1
             if self.batch % phase.accumulate == 0 or self.batch == per_epoch:
@@ -232,10 +264,17 @@ class Trainer:
                 self._log(name, row)
                 self.display.update(self.epoch * per_epoch + self.batch, row)
                 started, images = time.perf_counter(), 0
-            if self.step % self.config.save_every == 0 and self.batch % phase.accumulate == 0:
+                stopping = ranks.highest(self.stop.number, self.device)  # all have to stop at the same step
+            elif ranks.number() == 1:
+                stopping = self.stop.number
+            if self.batch % phase.accumulate and self.batch < per_epoch:
+                continue
+            if stopping or self.step % self.config.save_every == 0:
                 self._save()
+            if stopping:
+                raise Stopped
 
-    def _forward_backward(self, name: str, batch: list[Tensor], stage: int, accumulate: int) -> dict[str, Tensor]:
+    def _forward_backward(self, name: str, batch: list[Tensor], stage: int, group: int) -> dict[str, Tensor]:
         lq, hq, labels = batch
         reference = reference_labels = None
         if name == "pretrain":
@@ -247,7 +286,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             output = self.network(lq, told, reference=reference, stage=stage)
         terms = restoration_loss(output, hq, labels, reference_labels, self.weights)
-        (terms["total"] / accumulate).backward()
+        (terms["total"] / group).backward()
         with torch.no_grad():
             error = (output.restored.float().clamp(0, 1) - hq).square().mean((1, 2, 3)).clamp(min=1e-10)
             if self.mixtures:
@@ -303,8 +342,8 @@ class Trainer:
             self.network = self._shared()
         self.phase, self.epoch, self.batch = "finetune", 0, 0
 
-    def _validate(self, name: str, last: bool) -> None:
-        if not self.leads or not self.held_out or (self.epoch % self.config.validate_every and not last):
+    def _validate(self, name: str) -> None:
+        if not self.leads:
             return
         result = evaluate(self._shown(), self.held_out, self.device, told=False)
         row = {"valid_psnr": result.psnr, "valid_accuracy": result.accuracy}
@@ -360,11 +399,26 @@ class Trainer:
             raise InputError(f"no data source for the task {lacking[0]!r}")
         for name, phase in self._phases():
             multiple = ranks.number() * (2 if name == "pretrain" and ranks.number() > 1 else 1)
-            if phase.epochs and phase.batch_size % multiple:
+            below = phase.batch_size // multiple * multiple
+            if phase.epochs and phase.batch_size != below:
+                nearest = " or ".join(str(size) for size in (below, below + multiple) if size)
                 raise InputError(
                     f"{name}.batch_size is {phase.batch_size}, which {ranks.number()} processes cannot share; "
-                    f"accepted: multiples of {multiple}"
+                    f"accepted: multiples of {multiple} such as {nearest}, or another number of processes"
                 )
+
+    def _check_together(self) -> None:
+        """Raises InputError where processes see different folders: they would wait for each other."""
+        places = ranks.gathered([self.phase, self.epoch, self.batch, self.step])
+        files = ranks.gathered(self.files)
+        for other, (place, seen) in enumerate(zip(places, files, strict=True)):
+            if place != places[0]:
+                raise InputError(
+                    f"process {other} would start at step {place[-1]}, process 0 at {places[0][-1]}: {self.out} has to "
+                    "be one folder that all of them see"
+                )
+            if seen != files[0]:
+                raise InputError(f"process {other} sees other photos than process 0; all need the same files")
 
     def _check_finite(self, row: dict[str, float]) -> None:
         if not math.isfinite(row["total"]):
@@ -381,73 +435,143 @@ class Trainer:
         self.rows.append({"phase": phase, "epoch": self.epoch, "step": self.step, **row})
         for key, value in row.items():
             self.board.add_scalar(f"{'valid' if key.startswith('valid') else 'train'}/{key}", value, self.step)
-        fresh = not (self.out / "log.csv").exists()
-        with (self.out / "log.csv").open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            if fresh:
-                writer.writeheader()
-            writer.writerow({key: _short(value) for key, value in self.rows[-1].items()})
+        path = self.out / LOG
+        try:
+            fresh = not path.exists()
+            with path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, FIELDS)
+                if fresh:
+                    writer.writeheader()
+                writer.writerow({key: _short(value) for key, value in self.rows[-1].items()})
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
 
     def _save(self) -> None:
-        """Write `last.ckpt` beside and rename it. A state with NaN in it is refused, the last good one stays."""
+        """Write `last.ckpt`; what had this name becomes `previous.ckpt`. A state with NaN in it is refused."""
+        last, previous = (self.out / name for name in CHECKPOINTS)
         if not all(bool(x.isfinite().all()) for x in self.model.parameters()):
-            raise InputError(f"the weights are not finite at step {self.step}; {self.out / 'last.ckpt'} is from before")
+            raise InputError(f"the weights are not finite at step {self.step}; {last} is from before")
         if not self.leads:
             return
         state = {
-            "config": _settings(self.config),
+            **self._description(),
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "position": [self.phase, self.epoch, self.batch, self.step, self.best],
         }
-        try:
-            with atomic_path(self.out / "last.ckpt") as path:
-                torch.save(state, path)
-        except RuntimeError as error:  # how torch reports a full disk
-            raise InputError(f"cannot write {self.out / 'last.ckpt'}: {str(error).splitlines()[0]}") from error
+        with atomic_path(last) as path, path.open("wb") as file:
+            _write(state, file)
+            if last.exists():
+                os.replace(last, previous)
+
+    def _description(self) -> dict[str, Any]:
+        return {"config": _container(self.config), "files": self.files}
+
+    @staticmethod
+    def _sets(state: dict[str, Any]) -> tuple[Any, Any]:
+        return _settings(state["config"])["validation"], state["files"]["validation"]
 
     def _resume(self) -> None:
-        checkpoint = self.out / "last.ckpt"
-        if not checkpoint.exists():
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-                (self.out / "log.csv").unlink(missing_ok=True)
-            except OSError as error:
-                raise InputError(f"cannot write in {self.out}: {error.strerror}") from error
-            return
         try:
-            state = torch.load(checkpoint, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise InputError(f"{checkpoint} cannot be read: {str(error).splitlines()[0]}") from error
-        ours, theirs = _settings(self.config), _without_schedule(state["config"])
-        changed = [key for key in ours if ours[key] != theirs.get(key)]
-        if changed:
-            key = changed[0]
-            raise InputError(
-                f"{self.out} holds a run with {key} = {theirs.get(key)}, now it is {ours[key]}; "
-                "use another out folder or the same settings"
-            )
+            self.out.mkdir(parents=True, exist_ok=True)
+            if self.leads:
+                for folder in (self.out, self.out / "last", self.out / "best"):
+                    remove_temporaries(folder)
+        except OSError as error:
+            raise InputError(f"cannot write in {self.out}: {error.strerror}") from error
+        state = self._newest()
+        if state is None:
+            made = [self.out / name for name in ("last", "best") if (self.out / name / WEIGHTS).exists()]
+            if made:
+                raise InputError(
+                    f"{self.out} holds no checkpoint to go on from, and a new run would replace the model {made[0]}; "
+                    "use another out folder, or move it away"
+                )
+            if self.leads:
+                (self.out / LOG).unlink(missing_ok=True)
+            return
+        self._check_unchanged(state)
         self.phase, self.epoch, self.batch, self.step, self.best = state["position"]
+        if "files" in state and self._sets(state) != self._sets(self._description()):
+            self.best = -math.inf
+            self.display.say("the validation sets have changed: the best model so far counts no more")
         if self.phase == "finetune" and self.config.finetune.epochs:
             self.model.amalgamator = None
             if self.ema is not None:
                 self._averaged_model(self.ema).amalgamator = None
             self.optimiser = self._optimiser()
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self._cut_log()
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+        except (RuntimeError, ValueError, AttributeError) as error:  # of settings that were accepted
+            raise InputError(f"the state in {self.out} does not fit these settings: {_first_line(error)}") from error
+        if self.leads:
+            self._cut_log()
         self.display.say(f"going on with {self.out} at {self.phase} epoch {self.epoch}, step {self.step}")
 
-    def _cut_log(self) -> None:
-        """Drop the rows of the log that the run will write again."""
-        path = self.out / "log.csv"
-        if not self.leads or not path.exists():
+    def _newest(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read; None where there is none at all."""
+        damaged: dict[Path, str] = {}
+        for path in (self.out / name for name in CHECKPOINTS):
+            if not path.exists():
+                continue
+            try:
+                state = _read(path, self.device)
+            except Exception as error:
+                damaged[path] = f"{path} cannot be read: {_first_line(error)}"
+                continue
+            for bad, line in damaged.items():
+                self.display.say(f"{line}; going on from {path}")
+                if self.leads:  # out of the way of the next one, which would keep it in the good one's place
+                    os.replace(bad, bad.with_suffix(".damaged"))
+            return state
+        if damaged:
+            raise InputError("; ".join(damaged.values()))
+        return None
+
+    def _check_unchanged(self, state: dict[str, Any]) -> None:
+        """Raises InputError where the run in `out` was made with other settings or on other photos."""
+        ours, theirs = _settings(_container(self.config)), _settings(state["config"])
+        longer = []
+        for key, value in ours.items():
+            group, _, name = key.partition(".")
+            if value == theirs.get(key, value) or {key, group} & {*FREE, *self.config.accept}:
+                continue
+            if group == "finetune" and state["position"][0] == "pretrain":
+                continue  # has not begun
+            if name in SCHEDULE:
+                longer.append(f"{key} was {theirs[key]:g}, is {value:g}")
+                continue
+            raise InputError(
+                f"{self.out} holds a run with {key} = {theirs[key]}, now it is {value}; use another out folder, the "
+                f"same settings, or accept=[{key}]"
+            )
+        if longer:
+            self.display.say("; ".join(longer))
+        if "data" in self.config.accept or "files" not in state:
             return
-        with path.open(newline="") as file:
-            self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.step]
+        for (name, number, digest), then in zip(self.files["data"], state["files"]["data"], strict=True):
+            if [name, number, digest] != then:
+                raise InputError(
+                    f"{self.out} holds a run on other photos for {name}: {then[1]} then, {number} now; bring the "
+                    "former ones back, or go on with accept=[data]"
+                )
+
+    def _cut_log(self) -> None:
+        """Drop the rows of the log that the run will write again, and what was not written to its end."""
+        path = self.out / LOG
+        if not path.exists():
+            return
+        whole, _, _ = path.read_text(errors="replace").rpartition("\n")
+        for row in csv.DictReader(whole.splitlines()):
+            step = row.get("step") or ""
+            if None in row.values() or None in row or not step.isdecimal() or int(step) > self.step:
+                continue
+            if not (row["valid_psnr"] and int(step) == self.step and self.batch):  # that epoch is validated again
+                self.rows.append(row)
         with atomic_path(path) as beside, beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS)
             writer.writeheader()
@@ -477,19 +601,99 @@ class Tally:
         return means
 
 
-def _settings(config: TrainConfig) -> dict[str, Any]:
-    settings = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(settings, dict)
-    return _without_schedule({str(key): value for key, value in settings.items() if key not in FREE})
+class Stopped(Exception):
+    """The run ends here: it was asked to, and its state is saved."""
 
 
-def _without_schedule(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings less what may be changed to make a run longer or shorter."""
-    phases = {
-        name: {key: value for key, value in settings[name].items() if key not in SCHEDULE}
-        for name in ("pretrain", "finetune")
-    }
-    return {**settings, **phases}
+class StopSignal:
+    """Within the block SIGINT and SIGTERM only set `number`. `Stopped`, raised in the block, sends what came again when
+    the block is left. The second signal ends a single process at once; torchrun always sends a second one."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other may handle signals
+            self._former = {one: signal.signal(one, self._note) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._restore()
+        if isinstance(error, Stopped):
+            signal.raise_signal(self.number or signal.SIGTERM)  # another process may have got it
+
+    def _note(self, number: int, frame: object) -> None:
+        self.number = number
+        if ranks.number() == 1:
+            self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+
+def _write(state: dict[str, Any], file: IO[bytes]) -> None:
+    """A checkpoint, until it is on the disk. Raises OSError."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:  # which hides what the file system said
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError) else OSError(_first_line(error)) from None
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint. Raises all sorts of exceptions where it is damaged."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # torch does not compare the checksums
+    if damaged:
+        raise ValueError(f"{damaged} in it is damaged")
+    state = torch.load(path, map_location=device, weights_only=True)
+    if not {"config", "model", "optimiser", "ema", "position"} <= state.keys():
+        raise ValueError("it is no checkpoint of a run")
+    return state
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _files(sources: Sequence[Source]) -> list[list[Any]]:
+    """Of each source its name, how many photos it has, and their fingerprint."""
+    return [[source.name, len(source.pairs), source.fingerprint()] for source in sources]
+
+
+def _container(config: TrainConfig) -> dict[str, Any]:
+    container = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, in a form in which equal ones compare equal: paths resolved, `None` filled in.
+
+    Those that `config` lacks, as checkpoints of earlier versions do, stay out.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in json.loads(json.dumps(config, default=str)).items():  # which makes lists of tuples
+        if key in ("data", "validation"):
+            settings[key] = [{k: _resolved(v) if k in PATHS else v for k, v in entry.items()} for entry in value]
+        elif key == "init" and value and not value.startswith(HUB):
+            settings[key] = _resolved(value)
+        elif key in ("pretrain", "finetune"):
+            phase = PhaseConfig(**value)
+            filled = {**value, "warmup_epochs": phase.warmup_end, "horizon": phase.cosine_end}
+            settings |= {f"{key}.{name}": filled[name] for name in value}
+        elif key == "loss":
+            settings |= {f"loss.{name}": one for name, one in value.items()}
+        else:
+            settings[key] = value
+    return settings
+
+
+def _resolved(paths: Any) -> Any:
+    return [_resolved(one) for one in paths] if isinstance(paths, list) else os.path.realpath(paths)
 
 
 def _short(value: Any) -> Any:

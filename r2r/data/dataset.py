@@ -6,7 +6,10 @@ the number of workers, and training resumes exactly by asking for the same keys.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
+import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +24,8 @@ from torch.utils.data import Dataset
 from r2r.data.degradations import Degradation
 from r2r.data.depth import DEPTH_ENCODINGS, plausible_depth, read_depth
 from r2r.data.folders import Pair, some
-from r2r.data.images import image_size, read_rgb
+from r2r.data.images import read_photo, read_rgb, to_float
+from r2r.data.sizes import known_size
 from r2r.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +78,19 @@ class Source:
         if any((pair.degraded is None) == (self.degradation is None) for pair in self.pairs):
             raise InputError(f"{self.name}: accepted: either degraded photos for all, or a degradation to make them")
 
+    def fingerprint(self) -> str:
+        """Of the names and the sizes in bytes of the files, wherever they lie."""
+        digest = hashlib.sha256()
+        for pair in self.pairs:
+            digest.update(os.fsencode(f"{pair.name}\n"))
+            for path in _paths(pair):
+                try:
+                    size = path.stat().st_size
+                except OSError:  # whoever reads it says so
+                    size = -1
+                digest.update(os.fsencode(f"{path.name} {size}\n"))
+        return digest.hexdigest()
+
 
 class TrainingPairs(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
     """Augmented crops: dataset[key] -> lq, hq float32 [3, crop, crop] in [0, 1], and the label.
@@ -83,7 +100,7 @@ class TrainingPairs(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
     tasks that restore the photo, 0.5 for those that may be found as well, 0 for the others.
 
     A file that cannot be read is named once in the log and replaced by the next of its source; `skipped` counts such
-    files over all workers. Decoded photos are kept, at 8 bits, up to `cache_bytes` in each worker.
+    files over all workers. Decoded photos are kept, as they are stored, up to `cache_bytes` in each worker.
     Raises InputError for labels that do not fit num_tasks or mixtures, and for photos smaller than the crop.
     """
 
@@ -143,7 +160,7 @@ class TrainingPairs(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
                 factors[pair.clean] = max(factors.get(pair.clean, 0), source.reduce[1])
         for path, factor in factors.items():
             try:
-                height, width = image_size(path)
+                height, width = known_size(path)
             except InputError as error:
                 self._skip(path, error)
                 continue
@@ -157,10 +174,10 @@ class TrainingPairs(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
         logger.warning("%s; skipped in training", error)
 
     def _read(self, source: Source, pair: Pair) -> _Photos:
-        clean = self._load(pair.clean, _read_8_bit)
+        clean = self._load(pair.clean, _read_samples)
         degraded = depth = None
         if pair.degraded is not None:
-            degraded = self._load(pair.degraded, _read_8_bit, clean)
+            degraded = self._load(pair.degraded, _read_samples, clean)
         elif pair.depth is not None:
             depth = self._load(pair.depth, lambda path: read_depth(path, source.depth_encoding), clean)
         return _Photos(clean, degraded, depth)
@@ -230,7 +247,7 @@ class EvaluationPairs(Dataset[EvaluationPair]):
         self._label = _label(source, num_tasks, mixtures)
         for pair in source.pairs:
             for path in _paths(pair):
-                image_size(path)
+                known_size(path)
 
     def __len__(self) -> int:
         return len(self.source.pairs)
@@ -266,8 +283,11 @@ def dihedral(image: np.ndarray, element: int) -> np.ndarray:
 
 
 def worker_init(worker: int) -> None:
-    """For DataLoader's worker_init_fn: a worker is one thread; OpenCV's own would fight over the cores."""
+    """For DataLoader's worker_init_fn: a worker is one thread; OpenCV's own would fight over the cores. It ends with
+    the process that started it, which may have something to save when both are told to stop."""
     cv2.setNumThreads(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Photos(NamedTuple):
@@ -293,8 +313,8 @@ class _Reduced:
         return y, x, round((top + height) * down) - y, round((left + width) * across) - x
 
     def cut(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """float32 [height, width, ...], 8 bits in [0, 1]."""
-        part = _unit(_window(self.image, *self.window(top, left, height, width)))
+        """float32 [height, width, ...], samples of photos in [0, 1]."""
+        part = to_float(_window(self.image, *self.window(top, left, height, width)))
         if part.shape[:2] == (height, width):
             return part
         return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA).clip(0, 1)  # rounding leaves the range
@@ -352,16 +372,14 @@ def _label(source: Source, num_tasks: int, mixtures: bool) -> torch.Tensor:
     return torch.tensor(source.labels[0])
 
 
-def _read_8_bit(path: Path) -> np.ndarray:
-    return np.rint(read_rgb(path) * 255).astype(np.uint8)
+def _read_samples(path: Path) -> np.ndarray:
+    """As `read_rgb`, in the type of the file's samples: uint8, uint16 or float32."""
+    pixels = read_photo(path).pixels
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def _window(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
     return image[top : top + height, left : left + width]
-
-
-def _unit(image: np.ndarray) -> np.ndarray:
-    return image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
 
 
 def _tensor(image: np.ndarray) -> torch.Tensor:

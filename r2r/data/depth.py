@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from r2r.data.images import to_float
 from r2r.errors import InputError
 
 Window = tuple[int, int, int, int]
@@ -66,15 +67,15 @@ def read_depth(path: str | Path, encoding: str = "distance") -> np.ndarray:
 def plausible_depth(image: np.ndarray, rng: np.random.Generator, window: Window | None = None) -> np.ndarray:
     """A made-up depth field, float32 [h, w] in (0, 1], for `window` of `image` (or all of it).
 
-    image: uint8 or float32 [H, W, 3], the whole photo: a ground plane that recedes to a horizon drawn at random (or
-    none, for a view of things side by side), smooth random relief, and bright pale places taken to be farther away (the
-    colour attenuation prior, Zhu et al. 2015). A guided filter (He et al. 2013) makes the field follow the photo's
+    image: uint8, uint16 or float32 [H, W, 3], the whole photo: a ground plane that recedes to a horizon drawn at random
+    (or none, for a view of things side by side), smooth random relief, and bright pale places taken to be farther away
+    (the colour attenuation prior, Zhu et al. 2015). A guided filter (He et al. 2013) makes the field follow the photo's
     edges. Two windows of one photo with equal `rng` states see one scene.
     """
     height, width = image.shape[:2]
     shrink = min(1.0, _LAYOUT_SIZE / max(height, width))
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    layout = _layout(_unit(cv2.resize(image, size, interpolation=cv2.INTER_AREA)), rng)
+    layout = _layout(to_float(cv2.resize(image, size, interpolation=cv2.INTER_AREA)), rng)
     top, left, rows, columns = window or (0, 0, height, width)
     scale_x, scale_y = size[0] / width, size[1] / height
     # Pixel centres: x of the window lies at (x + left + 1/2) * scale - 1/2 in the layout.
@@ -88,7 +89,7 @@ def plausible_depth(image: np.ndarray, rng: np.random.Generator, window: Window 
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    guide = _unit(image[top : top + rows, left : left + columns]).mean(axis=2)
+    guide = to_float(image[top : top + rows, left : left + columns]).mean(axis=2)
     return np.clip(_guided_filter(guide, depth, radius=8, epsilon=2e-3), 0.01, 1).astype(np.float32)
 
 
@@ -108,10 +109,6 @@ def _layout(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         depth = relief + 0.7 * _stretch(prior)
     depth = _guided_filter(photo.mean(axis=2), depth.astype(np.float32), radius=6, epsilon=1e-2)
     return nearest + (1 - nearest) * _stretch(depth)
-
-
-def _unit(image: np.ndarray) -> np.ndarray:
-    return image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
 
 
 def _stretch(field: np.ndarray) -> np.ndarray:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from r2r.data.images import image_files, image_size
+from r2r.data.images import image_files
+from r2r.data.sizes import known_size
 from r2r.errors import InputError
 
 
@@ -66,13 +66,12 @@ def clean_folder(root: str | Path, depth: str | Path | None = None) -> list[Pair
 def check_sizes(pairs: Sequence[Pair]) -> None:
     """Raises InputError where a degraded photo or a depth map differs in size from the clean photo.
 
-    Reads only headers, each file's once; what has none that can be read is passed over.
+    Reads only headers; what has none that can be read is passed over.
     """
 
-    @cache
     def size(path: Path) -> tuple[int, int] | None:
         try:
-            return image_size(path)
+            return known_size(path)
         except InputError:
             return None
 

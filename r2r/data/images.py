@@ -27,6 +27,8 @@ from r2r.data.metadata import ORIENTATION, Metadata
 from r2r.errors import InputError
 from r2r.files import atomic_path
 
+logger = logging.getLogger(__name__)
+
 ACCEPTED = "accepted: PNG, JPEG, BMP, TIFF, WebP, AVIF, PPM or PGM, of one frame"
 MAX_PIXELS = 2**30
 _SAMPLES = "accepted: 8 or 16 bits unsigned, or floating point in [0, 1]"
@@ -109,18 +111,21 @@ class Photo:
 def image_files(folder: str | Path) -> list[Path]:
     """The image files in `folder` and its subfolders, sorted; hidden files and folders are left out.
 
-    Raises InputError where there is no such folder. An empty folder gives an empty list.
+    Links to folders are not followed, as they may lead anywhere; the log names each. Raises InputError where there is
+    no such folder. An empty folder gives an empty list.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    files = []
+    for path in folder.rglob("*"):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            files.append(path)
+        elif path.is_symlink() and path.is_dir():
+            logger.warning("%s: a link to a folder, which is not followed; name that folder beside this one", path)
+    return sorted(files)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

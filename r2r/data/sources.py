@@ -16,6 +16,10 @@ KEYS = ("name", "task", "pairs", "clean", "layout", "root", "names", "class", "d
         "depth_encoding", "repeat", "optional", "share", "reduce", "first")  # fmt: skip
 
 
+PATHS = ("pairs", "clean", "root", "names", "depth")
+"""Those of the keys that hold paths."""
+
+
 def build_source(entry: Mapping[str, Any], tasks: Sequence[str]) -> Source:
     """A source from its keys.
 
@@ -72,7 +76,7 @@ def build_source(entry: Mapping[str, Any], tasks: Sequence[str]) -> Source:
 
 def anchor(entry: Any, folder: Path) -> None:
     """Make the relative folders of a data source, or an evaluation set, start at `folder`."""
-    for key in ("clean", "pairs", "root", "depth"):
+    for key in PATHS:
         given = entry.get(key) if isinstance(entry, dict) else None
         if isinstance(given, str):
             entry[key] = str(folder / Path(given).expanduser())

@@ -11,6 +11,7 @@ from r2r.config import load_config
 from r2r.data.degradations import parse_degradation
 from r2r.data.layouts import LAYOUTS, REPEATS, cdd11_tasks
 from r2r.presets import PRESETS
+from r2r.training import learning_rate
 
 FOLDER = Path(__file__).parents[2] / "configs"
 SETS = sorted([*FOLDER.glob("evaluate_*.yaml"), *FOLDER.glob("calibrate_*.yaml")])
@@ -33,6 +34,31 @@ def test_every_configuration_loads(path: Path) -> None:
 def test_published_repeats(name: str, tasks: int) -> None:
     config = load_config(next(path for path in CONFIGS if path.stem == name))
     assert {entry["task"]: entry.get("repeat", 1) for entry in config.data} == REPEATS[tasks]
+
+
+def test_the_mixtures_repeat_as_published() -> None:
+    data = load_config(FOLDER / "mixtures.yaml").data
+    assert [entry.get("repeat") for entry in data] == [9] * 11
+
+
+@pytest.mark.parametrize("name", ["three_tasks", "five_tasks", "mixtures"])
+def test_the_papers_configurations_have_its_schedule(name: str) -> None:
+    config = load_config(FOLDER / f"{name}.yaml")
+    assert (config.pretrain.warmup_end, config.pretrain.cosine_end) == (15, 270)
+    assert (config.pretrain.batch_size, config.finetune.batch_size) == (
+        {"three_tasks": 64, "five_tasks": 120, "mixtures": 96}[name],
+        32,
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shortened_run_warms_up_and_cools_down(path: Path) -> None:
+    phase = load_config(path, ["pretrain.epochs=24", "pretrain.warmup_epochs=null", "pretrain.horizon=null"]).pretrain
+    rates = [learning_rate(phase, epoch) for epoch in (1.5, 24)]
+    assert rates[0] == pytest.approx(phase.lr)
+    assert rates[1] < phase.final_lr + 0.04 * phase.lr
+    if path.stem != "default_weights":  # the record of a run
+        assert load_config(path, ["pretrain.epochs=24"]).pretrain == phase
 
 
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,7 +82,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         "data: [{task: denoise, clean: photos}, {task: lowlight, clean: photos}]\n"
         "validation: [{task: denoise, clean: photos, sigma: 25}]\n"
         f"preset: tiny\nmodel: {json.dumps(TINY)}\n"
-        "pretrain: {epochs: 2, steps: 3, crop: 32, batch_size: 8, accumulate: 2, lr: 1.0e-3}\n"
+        "pretrain: {epochs: 2, steps: 3, crop: 32, batch_size: 8, accumulate: 2, lr: 1.0e-4}\n"
         "finetune: {epochs: 1, steps: 2, crop: 32, batch_size: 4, lr: 1.0e-4}\n"
         "workers: 0\nlog_every: 1\ndevice: cpu\n"
     )
@@ -113,3 +115,74 @@ def test_a_batch_that_cannot_be_shared(tmp_path: Path) -> None:
     done = subprocess.run([*command, "pretrain.batch_size=6"], capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "error: pretrain.batch_size is 6, which 2 processes cannot share; accepted: multiples of 4" in done.stderr
+    assert "such as 4 or 8, or another number of processes" in done.stderr
+
+
+def torchrun(*command: str | Path) -> list[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*start, *(str(part) for part in command)]
+
+
+def small_run(folder: Path) -> Path:
+    for name, photo in (("astronaut", data.astronaut()), ("coffee", data.coffee())):
+        write_rgb(folder / "photos" / f"{name}.png", photo[:96, :96].astype("float32") / 255)
+    path = folder / "config.yaml"
+    path.write_text(
+        "tasks: [denoise, lowlight]\n"
+        "data: [{task: denoise, clean: photos}, {task: lowlight, clean: photos}]\n"
+        f"preset: tiny\nmodel: {json.dumps(TINY)}\n"
+        "pretrain: {epochs: 2, steps: 2000, crop: 32, batch_size: 8, lr: 1.0e-3}\n"
+        "finetune: {epochs: 0}\n"
+        "workers: 1\nlog_every: 2\nsave_every: 10000\ndevice: cpu\n"
+    )
+    return path
+
+
+def test_a_signal_to_torchrun_saves_the_run(tmp_path: Path) -> None:
+    config, out = small_run(tmp_path), tmp_path / "run"
+    command = torchrun("--no-python", Path(sys.executable).with_name("r2r"), "train", config, f"out={out}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        while process.poll() is None and not (
+            (out / "log.csv").exists() and (out / "log.csv").read_text().count("\n") > 3
+        ):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert "interrupted; what was done so far is kept" in errors
+    with (out / "log.csv").open(newline="") as file:
+        logged = [int(row["step"]) for row in csv.DictReader(file)]
+    state = torch.load(out / "last.ckpt", weights_only=True)
+    assert state["position"][3] == logged[-1] >= 6
+
+
+def test_processes_that_see_other_folders_are_told(tmp_path: Path) -> None:
+    config = small_run(tmp_path)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from r2r import ranks\n"
+        "from r2r.config import load_config\n"
+        "from r2r.training import Trainer\n"
+        "import torch.distributed as dist\n"
+        "with ranks.joined('cpu'):\n"
+        "    print('patience', dist.group.WORLD._get_backend(__import__('torch').device('cpu')).options._timeout)\n"
+        "    one = load_config(Path(sys.argv[1]), [f'out={sys.argv[1]}.run{ranks.rank()}'])\n"
+        "    trainer = Trainer(one)\n"
+        "    assert trainer.step == 0\n"
+        "    if ranks.rank() == 0:\n"
+        "        trainer.step, trainer.batch = 7, 7\n"
+        "        trainer._save()\n"
+        "    ranks.wait()\n"
+        "    Trainer(one)\n"
+    )
+    command = torchrun(script, config)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode != 0
+    assert "patience 0:10:00" in done.stdout
+    assert "process 1 would start at step 0, process 0 at 7" in done.stderr, done.stderr

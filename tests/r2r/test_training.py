@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,8 +21,9 @@ from skimage import data
 
 from r2r import R2R, InputError
 from r2r.config import PhaseConfig, TrainConfig, load_config
+from r2r.data import sizes
 from r2r.data.images import write_rgb
-from r2r.training import Silent, Trainer, learning_rate
+from r2r.training import CHECKPOINTS, Silent, Trainer, learning_rate
 from tests.conftest import TINY
 
 
@@ -142,6 +146,22 @@ def test_accumulation_takes_fewer_updates(photos: Path, tmp_path: Path) -> None:
     assert steps == {1}
 
 
+def test_the_last_group_of_an_epoch_counts_as_much_as_the_others(photos: Path, tmp_path: Path) -> None:
+    class Recording(Trainer):
+        def _update(self) -> None:
+            gradients.append(torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None]))
+            super()._update()
+
+    gradients: list[torch.Tensor] = []
+    for accumulate in (1, 4):
+        phase = PhaseConfig(epochs=1, steps=1, crop=32, batch_size=4, accumulate=accumulate)
+        config = configuration(
+            photos, tmp_path / str(accumulate), pretrain=phase, finetune=PhaseConfig(), validation=[]
+        )
+        Recording(config).run()
+    torch.testing.assert_close(*gradients)
+
+
 def test_bf16_trains(photos: Path, tmp_path: Path) -> None:
     model = Trainer(configuration(photos, tmp_path, precision="bf16", validation=[])).run()
     assert all(x.isfinite().all() for x in model.state_dict().values())
@@ -250,15 +270,243 @@ def test_learning_rate_follows_the_paper() -> None:
     assert learning_rate(phase, 30) == pytest.approx(1e-8)
 
 
+@pytest.mark.parametrize("epochs", [8, 40, 240])
+def test_warm_up_and_cosine_follow_from_the_epochs(photos: Path, epochs: int) -> None:
+    data = f"data=[{{task: denoise, clean: {photos}}}]"
+    config = load_config(None, ["tasks=[denoise]", data, f"pretrain.epochs={epochs}"])
+    published = TrainConfig().pretrain
+    for share in (0, 0.03, 1 / 16, 0.3, 0.5, 1):
+        assert learning_rate(config.pretrain, share * epochs) == pytest.approx(learning_rate(published, share * 240))
+    given = load_config(None, ["tasks=[denoise]", data, "pretrain.epochs=40", "pretrain.horizon=0"]).pretrain
+    assert learning_rate(given, 40) == pytest.approx(0)
+    with pytest.raises(InputError, match=r"pretrain\.warmup_epochs is 15, which 5 epochs never get past"):
+        load_config(None, ["tasks=[denoise]", data, "pretrain.epochs=5", "pretrain.warmup_epochs=15"])
+
+
 def test_other_settings_in_the_same_folder_are_refused(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         Trainer(configuration(photos, tmp_path), KillAt(3)).run()
     Trainer(configuration(photos, tmp_path, workers=1, log_every=5))  # these may change
-    with pytest.raises(InputError, match=r"holds a run with clip_norm = 0\.5, now it is 1\.0"):
+    Trainer(
+        configuration(photos, tmp_path, finetune=PhaseConfig(epochs=1, steps=2, crop=32, batch_size=4))
+    )  # not begun
+    with pytest.raises(InputError, match=r"holds a run with clip_norm = 0\.5, now it is 1\.0.*accept=\[clip_norm\]"):
         Trainer(configuration(photos, tmp_path, clip_norm=1.0))
-    (tmp_path / "last.ckpt").write_bytes(b"cut short")
-    with pytest.raises(InputError, match=r"last\.ckpt cannot be read"):
-        Trainer(configuration(photos, tmp_path))
+    Trainer(configuration(photos, tmp_path, clip_norm=1.0, accept=["clip_norm"]))
+    smaller = PhaseConfig(epochs=2, steps=3, crop=24, batch_size=8, lr=1e-3, warmup_epochs=0.5)
+    with pytest.raises(InputError, match=r"holds a run with pretrain\.crop = 32, now it is 24"):
+        Trainer(configuration(photos, tmp_path, pretrain=smaller))
+    with pytest.raises(InputError, match="does not fit these settings"):
+        Trainer(configuration(photos, tmp_path, model={**TINY, "width": 8}, accept=["model"]))
+    with pytest.raises(InputError, match="accept names 'clip', which is no setting"):
+        load_config(None, ["tasks=[a]", "data=[{task: a}]", "accept=[clip]"])
+
+
+def short(photos: Path, out: Path, **changes: Any) -> TrainConfig:
+    """Two epochs of pretraining in two steps each."""
+    pretrain = PhaseConfig(epochs=2, steps=2, crop=32, batch_size=4, lr=1e-3)
+    return configuration(photos, out, **{"pretrain": pretrain, "finetune": PhaseConfig(), "save_every": 1, **changes})
+
+
+def test_a_run_goes_on_from_any_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").symlink_to(photos)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Killed):
+        Trainer(short(Path("photos"), Path("run")), KillAt(3)).run()
+    monkeypatch.chdir("elsewhere")
+    assert Trainer(short(Path("../photos"), Path("../run"))).step == 2
+    recorded = load_config(Path("../run/config.yaml"))
+    trainer = Trainer(recorded)
+    assert (trainer.step, trainer.out) == (2, tmp_path / "run")
+    trainer.run()
+    assert not any(Path().iterdir())
+
+
+def test_other_photos_are_refused_or_accepted(photos: Path, tmp_path: Path) -> None:
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    with pytest.raises(Killed):
+        Trainer(short(own, tmp_path / "run", validation=[]), KillAt(3)).run()
+    shutil.copytree(own, tmp_path / "moved")
+    Trainer(short(own, tmp_path / "run", validation=[]))
+    (own / "coffee.png").rename(own / "tea.png")
+    with pytest.raises(InputError, match=r"other photos for denoise: 2 then, 2 now.*accept=\[data\]"):
+        Trainer(short(own, tmp_path / "run", validation=[]))
+    with pytest.raises(InputError, match="holds a run with data = "):
+        Trainer(short(tmp_path / "moved", tmp_path / "run", validation=[]))
+    trainer = Trainer(short(own, tmp_path / "run", validation=[], accept=["data"]))
+    assert trainer.step == 2
+    trainer.run()
+
+
+def test_fewer_photos_end_an_epoch_early(photos: Path, tmp_path: Path) -> None:
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    changes = {"validation": [], "pretrain": PhaseConfig(epochs=1, crop=32, batch_size=4)}
+    data = [{"task": task, "clean": str(own), "repeat": 4} for task in ("denoise", "lowlight")]
+    with pytest.raises(Killed):
+        Trainer(short(own, tmp_path / "run", data=data, **changes), KillAt(4)).run()  # of four steps
+    (own / "coffee.png").unlink()
+    trainer = Trainer(short(own, tmp_path / "run", data=data, accept=["data"], **changes))
+    assert trainer.batch == 3
+    trainer.run()
+    assert trainer.step == 3  # two steps fill an epoch now
+
+
+def test_another_validation_set_starts_a_new_best(photos: Path, tmp_path: Path) -> None:
+    config = short(photos, tmp_path / "run")
+    Trainer(config).run()
+    assert Trainer(config).best > 0
+    config.validation[0]["sigma"] = 50
+    assert Trainer(config).best == -math.inf
+
+
+def test_validation_that_fails_loses_no_epoch(photos: Path, tmp_path: Path) -> None:
+    whole = Trainer(short(photos, tmp_path / "whole", save_every=100)).run()
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    image = (own / "coffee.png").read_bytes()
+    (own / "coffee.png").write_bytes(image[: len(image) // 2])
+    validation = [{"task": "denoise", "clean": str(own), "sigma": 25}]
+    config = short(photos, tmp_path / "run", save_every=100, validation=validation)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"coffee\.png: damaged or cut short"):
+            Trainer(config).run()
+        trainer = Trainer(config)
+        assert (trainer.epoch, trainer.batch, trainer.step) == (0, 2, 2)
+    (own / "coffee.png").write_bytes(image)
+    assert same(weights(Trainer(config).run()), weights(whole))
+    assert log(tmp_path / "run") == log(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = short(photos, out, validation=[])
+    whole = Trainer(config).run()
+    newest, before = (out / name for name in CHECKPOINTS)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1  # which torch.load does not notice
+    newest.write_bytes(content)
+    trainer = Trainer(config)
+    assert (trainer.epoch, trainer.step) == (1, 4)  # saved in the epoch's last step
+    assert same(weights(trainer.run()), weights(whole))
+    assert (out / "last.damaged").read_bytes() == content
+    newest.unlink()
+    assert Trainer(config).step == 4
+    before.write_bytes(content[:1000])
+    with pytest.raises(InputError, match=r"previous\.ckpt cannot be read"):
+        Trainer(config)
+    before.unlink()
+    with pytest.raises(InputError, match=r"no checkpoint to go on from, and a new run would replace the model .*last"):
+        Trainer(config)
+    assert R2R.from_pretrained(out / "last").bank.counts.tolist() == [9, 9]
+
+
+def test_a_checkpoint_of_the_version_before_goes_on(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        Trainer(short(photos, tmp_path), KillAt(3)).run()
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    free = ("out", "validation", "device", "eager", "workers", "cache", "log_every", "save_every", "validate_every")
+    for key in (*free, "accept"):
+        del state["config"][key]
+    for phase in ("pretrain", "finetune"):
+        for key in ("epochs", "lr", "final_lr", "hold", "horizon"):
+            del state["config"][phase][key]
+    del state["files"]
+    torch.save(state, tmp_path / "last.ckpt")
+    assert Trainer(short(photos, tmp_path)).step == 2
+
+
+class SignalAt(Silent):
+    """A display that sends this process a signal at its second update."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.updates = number, 0
+
+    def update(self, done: int, row: dict[str, float]) -> None:
+        self.updates += 1
+        if self.updates == 2:
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_run_before_it_ends(photos: Path, tmp_path: Path, number: int) -> None:
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = Trainer(short(photos, tmp_path / "whole", save_every=100)).run()
+    config = short(
+        photos, tmp_path / "run", save_every=100, pretrain=PhaseConfig(epochs=1, steps=4, crop=32, batch_size=4)
+    )
+    former = signal.signal(number, end)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(config, SignalAt(number)).run()
+        assert signal.getsignal(number) is end
+    finally:
+        signal.signal(number, former)
+    trainer = Trainer(config)
+    assert (trainer.batch, trainer.step) == (2, 2)
+    assert whole.bank.counts.tolist() == trainer.run().bank.counts.tolist()
+
+
+def test_rows_that_were_not_written_to_their_end_are_dropped(photos: Path, tmp_path: Path) -> None:
+    config = short(photos, tmp_path / "run")
+    Trainer(config).run()
+    path = tmp_path / "run" / "log.csv"
+    before = log(tmp_path / "run")
+    for half in ("pretrain,1", "pretrain,1,4,0.001,0.5,,,,,,,,,31", "\0\0\0", "pretrain,1,,,\n"):
+        with path.open("a") as file:
+            file.write(half)
+        Trainer(config)
+        assert log(tmp_path / "run") == before
+
+
+def test_headers_are_read_once_a_run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    config = short(own, tmp_path / "run")
+    Trainer(config)
+    stat = (own / "coffee.png").stat()
+    (own / "coffee.png").write_bytes(b"x" * stat.st_size)
+    os.utime(own / "coffee.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    monkeypatch.setattr(sizes, "_known", {})  # as in another process
+    assert Trainer(config).datasets["pretrain"].skipped == 0
+    (tmp_path / "run" / "sizes.json").unlink()
+    monkeypatch.setattr(sizes, "_known", {})
+    with pytest.raises(InputError, match=r"coffee\.png: not an image"):
+        Trainer(config)
+
+
+def test_what_killed_processes_left_is_removed(photos: Path, tmp_path: Path) -> None:
+    config = short(photos, tmp_path)
+    Trainer(config).run()
+    left = [tmp_path / ".0123456789abcdef.ckpt", tmp_path / "last" / ".saving-a1b2" / "model.safetensors"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    (tmp_path / ".hidden").write_text("somebody's own")
+    Trainer(config)
+    assert not any(path.exists() for path in left)
+    assert R2R.from_pretrained(tmp_path / "last").bank.counts.tolist() == [9, 9]
+    assert (tmp_path / ".hidden").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_says_why(photos: Path, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # only Unix limits the size of files
+    trainer = Trainer(short(photos, tmp_path))
+    trainer._save()
+    before = (tmp_path / "last.ckpt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*last\.ckpt: File too large"):
+            trainer._save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", "sizes.json"}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(photos: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from r2r.data.dataset import EvaluationPairs, Source, TrainingPairs, dihedral, worker_init
 from r2r.data.degradations import Blur, Haze, Jpeg, LowLight, Noise, Rain, parse_degradation
 from r2r.data.folders import Pair, clean_folder, paired_folder
-from r2r.data.images import read_rgb, write_rgb
+from r2r.data.images import Photo, read_rgb, write_photo, write_rgb
 from r2r.data.sampler import EpochSampler
 from r2r.errors import InputError
 
@@ -62,6 +63,38 @@ def test_the_key_and_the_seed_decide_everything(sources: list[Source]) -> None:
     dataset = TrainingPairs([twice, twice], 32, 1)
     crops = [dataset[key][1] for key in ((0, 0, 5), (0, 1, 5), (1, 0, 5), (0, 0, 6))]
     assert len({crop.numpy().tobytes() for crop in crops}) == 4
+
+
+def test_photos_of_16_bits_train_with_all_of_them(tmp_path: Path) -> None:
+    pixels = np.arange(48 * 48, dtype=np.uint16).reshape(48, 48, 1).repeat(3, axis=2) + 30000
+    for kind in ("clean", "degraded"):
+        write_photo(tmp_path / kind / "a.png", Photo(pixels + 1000 * (kind == "clean")))
+    dataset = TrainingPairs([Source("a", (0,), tuple(paired_folder(tmp_path)))], 48, 1)
+    for _ in range(2):  # the second time from the cache
+        lq, hq, _ = dataset[0, 0, 0]
+        assert len(lq.unique()) == 48 * 48
+        torch.testing.assert_close(hq - lq, torch.full_like(lq, 1000 / 65535), rtol=0, atol=1e-6)
+    for degradation in ("haze", "noise:sigma=5+lowlight"):
+        dataset = TrainingPairs(
+            [Source("a", (0,), tuple(clean_folder(tmp_path)), parse_degradation(degradation))], 32, 1
+        )
+        assert len(dataset[0, 0, 0][1].unique()) == 32 * 32
+
+
+def test_the_fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
+    def fingerprint(folder: Path) -> str:
+        return Source("a", (0,), tuple(clean_folder(folder)), Noise()).fingerprint()
+
+    for folder in ("one", "two"):
+        for name in (b"a.png", b"\xff.png"):  # not all names are text
+            write_rgb(tmp_path / folder / os.fsdecode(name), np.zeros((8, 8, 3), np.float32))
+    before = fingerprint(tmp_path / "one")
+    assert fingerprint(tmp_path / "two") == before
+    with (tmp_path / "two" / "a.png").open("ab") as file:
+        file.write(b"more")
+    assert fingerprint(tmp_path / "two") != before
+    (tmp_path / "one" / "a.png").rename(tmp_path / "one" / "b.png")
+    assert fingerprint(tmp_path / "one") not in (before, fingerprint(tmp_path / "two"))
 
 
 def test_workers_change_nothing(sources: list[Source]) -> None:

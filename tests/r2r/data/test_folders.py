@@ -39,6 +39,17 @@ def test_clean_photos_lie_in_the_folder_or_in_clean(tmp_path: Path) -> None:
     assert clean_folder(tmp_path) == [Pair("y", inside)]
 
 
+def test_links_to_folders_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "elsewhere" / "b.png")
+    photo = picture(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "c.png").symlink_to(photo)
+    assert [pair.name for pair in clean_folder(tmp_path / "photos")] == ["a", "c"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'photos' / 'more'}: a link to a folder, which is not followed; name that folder beside this one"
+    ]
+
+
 def test_depth_maps_are_matched_by_name(tmp_path: Path) -> None:
     photo, depth = picture(tmp_path / "rgb" / "x.jpg"), picture(tmp_path / "depth" / "x.png")
     assert clean_folder(tmp_path / "rgb", tmp_path / "depth") == [Pair("x", photo, depth=depth)]
