@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks import roofline
 from benchmarks.roofline import Limits, Work
 from r2r_kernels import functional, reference
-from r2r_kernels.reference import NAFBlockParams
+from r2r_kernels.reference import GatedFeedForwardParams, NAFBlockParams
 from r2r_kernels.triton import configs
 from tests.r2r_kernels.rule import answers, error, parameters
 
@@ -60,6 +60,7 @@ OPERATORS: dict[str, Operator] = {
     "simple_gate": lambda ops, t: (ops.simple_gate(t[0]),),
     "depthwise_gate": lambda ops, t: ops.depthwise_gate(*t),
     "naf_block": lambda ops, t: (ops.naf_block(t[0], NAFBlockParams(*t[1:]), 1e-6),),
+    "gated_feed_forward": lambda ops, t: (ops.gated_feed_forward(t[0], GatedFeedForwardParams(*t[1:]), 1e-6),),
     "upsample_add": lambda ops, t: (ops.upsample_add(t[0], t[2], t[1]),),
     "local_mean_2d": lambda ops, t: (ops.local_mean_2d(t[0], (5, 4)),),
     "bank_retrieve": _retrieve,
@@ -76,6 +77,7 @@ def inputs(operator: str, c: int, h: int, w: int, n: int = 2) -> list[Tensor]:
         "simple_gate": lambda: [random(n, 2 * c, h, w)],
         "depthwise_gate": lambda: [random(n, 2 * c, h, w), random(2 * c, 1, 3, 3), random(2 * c)],
         "naf_block": lambda: [random(n, c, h, w), *parameters(c)],
+        "gated_feed_forward": lambda: [random(n, c, h, w), *parameters(c)[11:]],
         "upsample_add": lambda: [random(n, 2 * c, h, w), random(n, c, 2 * h, 2 * w), random(4 * c, 2 * c, 1, 1) / c],
         "local_mean_2d": lambda: [random(n, c, h, w)],
         "bank_retrieve": lambda: [random(n, c, h, w), random(3, 9, c, h, w), random(3, 9, 2 * c, h, w)],
@@ -170,6 +172,10 @@ def _operator(name: str, size: Size, backward: bool) -> Callable[[torch.device, 
             if backward:
                 y, mean = ops.naf_block_training(*given)
                 return lambda: ops.naf_block_backward(y, x, mean, given[1], 1e-6)
+        elif name == "gated_feed_forward":
+            given = [x, [p.to(device, dtype) for p in parameters(c)[11:]], 1e-6]
+            if backward:
+                return lambda: ops.gated_feed_forward_backward(x, *given)
         elif name == "upsample_add":
             given = [x, new(4 * c, 2 * c, 1, 1), _images((n, c, 2 * h, 2 * w), 1, device, dtype)]
             if backward:
@@ -263,7 +269,9 @@ def cases(sizes: Sequence[Size] | None = None) -> list[Case]:
     item, found = 2, []
     for backward in (False, True):
         way = " backward" if backward else ""
-        for name in ("layer_norm_2d", "simple_gate", "depthwise_gate", "gated_conv", "local_mean_2d", "upsample_add"):
+        names = ("layer_norm_2d", "simple_gate", "depthwise_gate", "gated_feed_forward", "gated_conv", "local_mean_2d",
+                 "upsample_add")  # fmt: skip
+        for name in names:
             if name == "local_mean_2d" and backward:
                 continue  # the same walk
             for n, c, h, w in dict.fromkeys((levels[0], *levels[3:4], deep)):
