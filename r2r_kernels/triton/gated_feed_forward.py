@@ -18,7 +18,7 @@ from r2r_kernels.reference import GatedFeedForwardParams
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
 from r2r_kernels.triton.layout import as_images, as_rows
-from r2r_kernels.triton.naf_block import _fitting, _fold_square, _fold_widening, _normalise, _pixels
+from r2r_kernels.triton.naf_block import _feed_forward, _fitting, _fold_square, _fold_widening, _pixels
 from r2r_kernels.triton.products import precision
 
 
@@ -50,7 +50,7 @@ def _fold(
 
 
 @triton.jit(do_not_specialize=["pixels"])
-def _feed_forward(
+def _on_rows(
     x_ptr,
     w1_ptr,
     b1_ptr,
@@ -69,23 +69,12 @@ def _feed_forward(
     first = tl.program_id(0).to(tl.int64) * BM
     m = tl.arange(0, BM)
     cols = tl.arange(0, K)
-    hid = tl.arange(0, BH)
     exists = cols < C
     mask = (first + m < pixels)[:, None] & exists[None, :]
     offsets = m[:, None] * C + cols[None, :]
-    half: tl.constexpr = x_ptr.dtype.element_ty
     y = tl.load(x_ptr + first * C + offsets, mask=mask, other=0.0).to(tl.float32)
-    normed, _ = _normalise(y, exists, eps, C)
-    normed = normed.to(half)
-    y += tl.load(b2_ptr + cols)[None, :]
-    for k in range(0, C, BH):
-        n = k + hid
-        column = cols[:, None] * (2 * K) + n[None, :]
-        a = tl.dot(normed, tl.load(w1_ptr + column), input_precision=PRECISION) + tl.load(b1_ptr + n)[None, :]
-        b = tl.dot(normed, tl.load(w1_ptr + K + column), input_precision=PRECISION) + tl.load(b1_ptr + K + n)[None, :]
-        w2 = tl.load(w2_ptr + n[:, None] * K + cols[None, :])
-        y = tl.dot((a * b).to(half), w2, y, input_precision=PRECISION)
-    tl.store(y_ptr + first * C + offsets, y.to(half), mask=mask)
+    y = _feed_forward(y, exists, eps, w1_ptr, b1_ptr, w2_ptr, b2_ptr, C, K, PRECISION, BH)
+    tl.store(y_ptr + first * C + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 def forward(x: Tensor, params: GatedFeedForwardParams, eps: float, config: Config | None = None) -> Tensor:
@@ -112,7 +101,7 @@ def _launch(rows: Tensor, p: GatedFeedForwardParams, eps: float, config: Config)
     )  # fmt: skip
     y = torch.empty_like(rows)
     tile = {name: value for name, value in _fitting(config, padded).items() if name != "ATTEND"}
-    _feed_forward[(triton.cdiv(pixels, config["BM"]),)](
+    _on_rows[(triton.cdiv(pixels, config["BM"]),)](
         rows, matrix1, bias1, matrix2, bias2, y, pixels, eps,
         C=channels, K=padded, PRECISION=precision(rows), **tile,
     )  # fmt: skip

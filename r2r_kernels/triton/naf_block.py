@@ -505,6 +505,36 @@ def _attention(
     tl.store(s_ptr + image * C + j, s, mask=j < C)
 
 
+@triton.jit
+def _feed_forward(
+    y,
+    exists,
+    eps,
+    w4_ptr,
+    b4_ptr,
+    w5_ptr,
+    b5_ptr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BH: tl.constexpr,
+):
+    # y + conv5(gate(conv4(norm(y)))) for pixels y [BM, K] in float32, BH hidden channels at a time.
+    half: tl.constexpr = w4_ptr.dtype.element_ty
+    cols = tl.arange(0, K)
+    normed, _ = _normalise(y, exists, eps, C)
+    normed = normed.to(half)
+    y += tl.load(b5_ptr + cols)[None, :]
+    for k in range(0, C, BH):
+        n = k + tl.arange(0, BH)
+        column = cols[:, None] * (2 * K) + n[None, :]
+        a = tl.dot(normed, tl.load(w4_ptr + column), input_precision=PRECISION) + tl.load(b4_ptr + n)[None, :]
+        b = tl.dot(normed, tl.load(w4_ptr + K + column), input_precision=PRECISION) + tl.load(b4_ptr + K + n)[None, :]
+        w5 = tl.load(w5_ptr + n[:, None] * K + cols[None, :])
+        y = tl.dot((a * b).to(half), w5, y, input_precision=PRECISION)
+    return y
+
+
 @triton.jit(do_not_specialize=["HW", "parts"])
 def _second_half(
     x_ptr,
@@ -567,16 +597,7 @@ def _second_half(
             s = tl.load(s_ptr + image * C + n, mask=n < C, other=0.0)
         g = (g.to(tl.float32) * s[None, :]).to(half)
         y = tl.dot(g, tl.load(w3_ptr + n[:, None] * K + cols[None, :]), y, input_precision=PRECISION)
-    normed, _ = _normalise(y, exists, eps, C)
-    normed = normed.to(half)
-    y += tl.load(b5_ptr + cols)[None, :]
-    for k in range(0, C, BH):
-        n = k + hid
-        column = cols[:, None] * (2 * K) + n[None, :]
-        a = tl.dot(normed, tl.load(w4_ptr + column), input_precision=PRECISION) + tl.load(b4_ptr + n)[None, :]
-        b = tl.dot(normed, tl.load(w4_ptr + K + column), input_precision=PRECISION) + tl.load(b4_ptr + K + n)[None, :]
-        w5 = tl.load(w5_ptr + n[:, None] * K + cols[None, :])
-        y = tl.dot((a * b).to(half), w5, y, input_precision=PRECISION)
+    y = _feed_forward(y, exists, eps, w4_ptr, b4_ptr, w5_ptr, b5_ptr, C, K, PRECISION, BH)
     tl.store(y_ptr + base + offsets, y.to(half), mask=mask)
 
 

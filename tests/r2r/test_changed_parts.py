@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from r2r import R2R, fast
 from tests.conftest import TINY, fill_randomly
-
-
-class Adapted(nn.Module):
-    """A convolution with an adapter beside it; weight and bias are the convolution's, as in PEFT's layers."""
-
-    def __init__(self, base: nn.Conv2d) -> None:
-        super().__init__()
-        self.base, self.extra = base, nn.Conv2d(base.in_channels, base.out_channels, 1, bias=False)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.extra(x)
+from tests.r2r_kernels.adapters import Lora
 
 
 @pytest.mark.parametrize("name", ["encoder.levels.0.0.conv1", "encoder.middle.0.sca.1", "decoder.ups.0.0"])
@@ -40,12 +22,12 @@ def test_an_adapter_in_the_backbone_changes_the_answer_and_learns(name: str) -> 
     for model in models:
         before = model.eval()(lq)
         torch.manual_seed(1)
-        adapted = Adapted(model.get_submodule(name))  # type: ignore[arg-type]
+        adapted = Lora(model.get_submodule(name))  # type: ignore[arg-type]
         model.set_submodule(name, adapted)
         answers.append(model(lq))
         assert isinstance(before, Tensor)
         assert not torch.allclose(answers[-1], before)
         answers[-1].square().sum().backward()
-        assert adapted.extra.weight.grad is not None
-        assert adapted.extra.weight.grad.any()
+        assert adapted.up.weight.grad is not None
+        assert adapted.up.weight.grad.any()
     torch.testing.assert_close(*answers, rtol=1e-3, atol=1e-4)

@@ -16,28 +16,8 @@ import r2r_kernels
 from r2r_kernels import functional
 from r2r_kernels.nn import NAFBlock as OwnBlock
 from r2r_kernels.swap import Swapped
+from tests.r2r_kernels.adapters import Lora
 from tests.r2r_kernels.test_swap import LayerNorm2d, NAFBlock, SimpleGate
-
-
-class Lora(nn.Module):
-    """As PEFT's layers: weight and bias are the base's."""
-
-    def __init__(self, base: nn.Conv2d) -> None:
-        super().__init__()
-        self.base = base
-        self.down = nn.Conv2d(base.in_channels, 2, 1, bias=False)
-        self.up = nn.Conv2d(2, base.out_channels, 1, bias=False)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.up(self.down(x))
 
 
 def lora(block: Any) -> None:
