@@ -115,7 +115,7 @@ def restore_stream(model: R2R, source: str, target: IO[bytes], settings: Setting
     if not restored.tasks and settings.as_input and Path(source).suffix.lower() not in RAW_SUFFIXES:
         written.write(given)
     else:
-        write_photo(written, photo, settings.file_format, settings.quality)
+        _write_restored(written, photo, restored.tasks, settings)
     target.write(written.getbuffer())
     target.flush()
 
@@ -329,7 +329,7 @@ def _written(job: _Job, settings: Settings) -> _Job:
     source, target = job.result.input, job.result.output
     try:
         if job.result.tasks or not settings.as_input or Path(target).suffix != Path(source).suffix:
-            write_photo(target, job.photo, settings.file_format, settings.quality)
+            _write_restored(target, job.photo, job.result.tasks, settings)
         else:  # nothing was found: the file stays what it is, byte for byte
             with atomic_path(target) as temporary:
                 shutil.copyfile(source, temporary)
@@ -337,3 +337,9 @@ def _written(job: _Job, settings: Settings) -> _Job:
     except Exception as error:
         return job.failed(error, time.perf_counter() - start)
     return _Job(replace(job.result, seconds=job.result.seconds + time.perf_counter() - start))
+
+
+def _write_restored(target: str | IO[bytes], photo: Photo, tasks: Sequence[str], settings: Settings) -> None:
+    if "dejpeg" in tasks:
+        photo.compression.clear()  # was the fault, and would come back with the file's own quality
+    write_photo(target, photo, settings.file_format, settings.quality)

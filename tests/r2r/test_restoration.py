@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, JpegImagePlugin
 
 from r2r import R2R, InputError, restoration
 from r2r.data.images import (
@@ -25,8 +26,9 @@ from r2r.data.images import (
 from r2r.data.metadata import Metadata
 from r2r.inputs import plan_outputs
 from r2r.report import REPORT, FileResult
-from r2r.restoration import Settings, restore_files
+from r2r.restoration import Settings, restore_files, restore_stream
 from r2r.tiling import restore_photo
+from tests.conftest import TINY, fill_randomly
 from tests.r2r.photos import photo_of
 
 PHOTO = skimage.data.astronaut()[:400, 60:480] / np.float32(255)
@@ -378,3 +380,26 @@ def test_small_photos_of_one_size_go_through_the_network_together(
     report = restore_files(tiny_model, [photos], tmp_path / "broken")
     assert batches == [3]
     assert [one.error is not None and "not finite" in one.error for one in report.files] == [True] * 4
+
+
+def tables(file: Path | io.BytesIO) -> dict[int, list[int]]:
+    """The quantisation of a JPEG."""
+    with Image.open(file) as image:
+        assert isinstance(image, JpegImagePlugin.JpegImageFile)
+        return image.quantization
+
+
+def test_a_jpeg_whose_compression_was_the_fault_is_not_compressed_like_that_again(tmp_path: Path) -> None:
+    model = R2R(tasks=("denoise", "dejpeg"), **TINY)
+    fill_randomly(model)
+    poor = tmp_path / "poor.jpg"
+    Image.fromarray(skimage.data.astronaut()[:64, 100:180]).save(poor, quality=20)
+    for task in ("denoise", "dejpeg"):
+        restore_files(model, [poor], tmp_path / task, Settings(task))
+    assert tables(tmp_path / "denoise/poor.jpg") == tables(poor)
+    fine = tables(tmp_path / "dejpeg/poor.jpg")
+    assert sum(fine[0]) < sum(tables(poor)[0]) / 5
+
+    stream = io.BytesIO()
+    restore_stream(model, str(poor), stream, Settings("dejpeg"))
+    assert tables(stream) == fine
