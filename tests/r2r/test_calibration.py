@@ -72,11 +72,11 @@ def test_a_model_is_calibrated_on_sets() -> None:
     sets = [
         EvaluationSet("noise", (0,), pairs(0), (2,)),
         EvaluationSet("both", (1, 2), pairs(2)),
-        EvaluationSet("clean", (), pairs(4)),
+        EvaluationSet("clean", (), pairs(4), share=0.2),
     ]
     seen = observe(model, sets)
     assert seen.labels.tolist()[::2] == [[1, 0, 0.5], [0, 1, 1], [0, 0, 0]]
-    assert seen.weights.tolist() == [0.5] * 6
+    assert seen.weights.tolist() == pytest.approx([0.5] * 4 + [0.1] * 2)
     calibrate(model, sets)
     gain, offset = fit(seen)
     torch.testing.assert_close(model.restore(images).scores, seen.scores * gain + offset)

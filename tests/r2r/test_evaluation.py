@@ -229,13 +229,14 @@ def test_sets_from_yaml(tiny_model: R2R, clean: Path, pairs: Path, tmp_path: Pat
     path = tmp_path / "sets.yaml"
     path.write_text(
         f"seed: 3\nsets:\n- {{task: denoise, clean: {clean}, sigma: 25}}\n"
-        f"- {{name: dark, task: dehaze, pairs: {pairs}}}\n- {{task: derain, clean: {clean}, degradation: 'rain'}}\n"
+        f"- {{name: dark, task: dehaze, pairs: {pairs}, share: 0.25}}\n"
+        f"- {{task: derain, clean: {clean}, degradation: 'rain'}}\n"
     )
     sets = load_sets(path, tiny_model.tasks)
-    assert [(one.name, one.labels, len(one.pairs)) for one in sets] == [
-        ("denoise", (0,), 3),
-        ("dark", (2,), 3),
-        ("derain", (1,), 3),
+    assert [(one.name, one.labels, len(one.pairs), one.share) for one in sets] == [
+        ("denoise", (0,), 3, 1),
+        ("dark", (2,), 3, 0.25),
+        ("derain", (1,), 3, 1),
     ]
     seeded = evaluation_set(build_source({"task": "denoise", "clean": clean, "sigma": 25}, tiny_model.tasks), 3, seed=3)
     assert torch.equal(sets[0].pairs[1].lq, seeded.pairs[1].lq)

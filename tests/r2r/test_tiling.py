@@ -11,7 +11,7 @@ import torch
 
 from r2r import R2R, InputError, tiling
 from r2r.data.images import from_float
-from r2r.tiling import restore_photo
+from r2r.tiling import restore_photo, whole_photos
 
 PHOTO = skimage.data.astronaut()[:400, 60:480] / np.float32(255)
 SMALL = PHOTO[:40, 100:150]
@@ -203,3 +203,10 @@ def test_mixtures_name_every_task_that_took_part(tiny_model: R2R) -> None:
 def test_bad_pixels(tiny_model: R2R, pixels: np.ndarray, line: str) -> None:
     with pytest.raises(InputError, match=line):
         restore_photo(tiny_model, pixels)
+
+
+def test_as_many_photos_go_together_as_the_memory_takes(tiny_model: R2R) -> None:
+    least = memory_for(192, 0)
+    assert whole_photos(tiny_model, (96, 96, 3), least) == 4
+    assert whole_photos(tiny_model, (64, 65), least) == whole_photos(tiny_model, (65, 64), least) == 7  # padded
+    assert whole_photos(tiny_model, (193, 200, 3), least) == 0
