@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from r2r_kernels import functional, library, reference
 from r2r_kernels.reference import Mode, NAFBlockParams
-from r2r_kernels.structure import MARK, Sights, Structure, homes, modes_fit
+from r2r_kernels.structure import MARK, Sights, Structure, constant_when_compiled, homes, modes_fit
 
 Similarity = Literal["cosine", "published"]
 
@@ -214,7 +214,7 @@ class _SeenBlock(NamedTuple):
     window: tuple[int, int] | None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _is_whole(module: Fusable) -> bool:
     return module.seen() is not None
 

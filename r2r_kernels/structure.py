@@ -10,7 +10,7 @@ import functools
 import operator
 import types
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,14 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format, type(None))
 _INTERNAL = {*vars(nn.Module()), "_is_replica", "_former_parameters", MARK}
 _WRAPPERS = ("__composable_api_state_key_", "_is_fsdp_", "_fsdp_")  # what fully_shard and its like put on a module
+_F = TypeVar("_F", bound=Callable[..., Any])
 _GLOBAL_HOOKS = tuple(getattr(nn.modules.module, f"_global{name}") for name in _HOOKS)
+
+
+def constant_when_compiled(function: _F) -> _F:
+    """As `torch.compiler.assume_constant_result`, but without its import of torch._dynamo: a second at each start."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:

@@ -22,7 +22,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 from r2r_kernels import fused, recognise
 from r2r_kernels.nn import OperatorModule
 from r2r_kernels.recognise import TOLERANCE, Fusion, Graph, Norm
-from r2r_kernels.structure import MARK, Sights, Structure, homes, modes_fit, own_class, parts, tensors
+from r2r_kernels.structure import (
+    MARK,
+    Sights,
+    Structure,
+    constant_when_compiled,
+    homes,
+    modes_fit,
+    own_class,
+    parts,
+    tensors,
+)
 
 _GRADIENT_TOLERANCE = 1e-5
 # One with rows beyond the usual windows, one odd; small values, so that another eps shows, and large ones for clamps.
@@ -107,7 +117,7 @@ def _transformed() -> bool:
     return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _fits(module: nn.Module) -> bool:
     state = module.__dict__.get(MARK)
     return state is not None and state.see(module) is not None
