@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from r2r.data.images import from_float, to_float
 from r2r.device import device_of, free_memory
 from r2r.errors import InputError
 from r2r.model import R2R, Features, Task
+from r2r_kernels.nn import FoldedNAFBlock, NAFBlock
 
 _SMALLEST_TILE = 192
 _LEAST_MARGIN = 16  # pixels at a tile's edge that do not count, as convolutions see zeros beyond it
+_CROPS = 3  # across and down, each of a third of a tile's side: what the attention that all tiles share is taken from
 _BLEND = 32  # pixels over which one tile turns into the next
 
 # Peak of the eager float32 forward beyond the weights, in floats for each pixel and channel of the first level.
@@ -64,9 +68,9 @@ def restore_photo(
     memory: bytes that the activations may take; by default half of what is free on the model's device, of which those
     of one tile take at most 2 GiB. A photo that needs more is restored in overlapping tiles, blended without seams,
     after a first pass over them has assembled one query for the whole photo: every tile gets its part of the same
-    readout. Features of that pass are kept as far as the memory reaches; those of other tiles are made again. What
-    still differs from one piece is the network's channel attention: with the model's `window` only where that reaches
-    beyond a tile, else everywhere, as its means are taken over a tile.
+    readout, and the same channel attention. Features of that pass are kept as far as the memory reaches; those of other
+    tiles are made again. What still differs from one piece is that attention: it comes from crops of the photo. In a
+    model with a `window` each tile has its own, which differs only where the window reaches beyond the tile.
     Raises InputError for other arrays, NaN, values outside [0, 1], another strength, and a budget too small for the
     smallest tile.
     """
@@ -229,6 +233,9 @@ def _restore_tiled(
     def cut(y: _Window, x: _Window) -> Tensor:  # short at the photo's right and lower border, where it is padded
         return _as_tensor(pixels[y.start : y.stop, x.start : x.stop]).to(device)
 
+    attention = _SharedAttention(model, pixels, side)
+    model = attention.model
+    attention.share_in_encoder()
     query, kept = _assemble_query(model, cut, rows, columns, padded, budget)
     match = model.match(query, task)
     if model.mixtures and not bool(match.task.any()):
@@ -236,18 +243,82 @@ def _restore_tiled(
         return match.task, match.scores, len(rows) * len(columns)
     spread = [_spreading(match.readout.shape[2], length // stride, match.readout) for length in padded]
 
+    def readout_at(y_cells: slice, x_cells: slice) -> Tensor:
+        return spread[0][y_cells] @ match.readout @ spread[1][x_cells].T
+
+    attention.share_in_decoder(readout_at)
+
     def restored(y: _Window, x: _Window) -> Tensor:
         tile = cut(y, x)
         features = kept.pop((y.start, x.start), None) or model.encode(tile)
         _, value = model.query(features.deep)
-        (y_cells, x_cells) = (window.cells(stride) for window in (y, x))
-        readout = spread[0][y_cells] @ match.readout @ spread[1][x_cells].T
-        return torch.lerp(tile, model.decode(tile, features, value, readout).float(), strength).cpu()
+        image = model.decode(tile, features, value, readout_at(y.cells(stride), x.cells(stride)))
+        return torch.lerp(tile, image.float(), strength).cpu()
 
-    # Rows of `out` that no later tile reads or adds to are stored at once: `out` may be `pixels`.
-    carried = torch.zeros(1, 3, 0, pixels.shape[1])
+    _blend(rows, columns, restored, out)
+    return match.task, match.scores, len(rows) * len(columns)
+
+
+class _SharedAttention:
+    """A copy of the model, whose blocks have one channel attention for all tiles of a photo: that of crops spread over
+    it, as large together as one tile. With the attention of its own mean each tile would change otherwise, and seams
+    would show. The copy has the model's own tensors; other threads may go on with the model.
+
+    A model with a `window` needs none of it, for its means reach no farther than a tile's margin.
+    """
+
+    def __init__(self, model: R2R, pixels: np.ndarray, side: int) -> None:
+        self.model: R2R = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
+        self.pixels = pixels
+        crop = max(model.padded(1), side // _CROPS // model.stride * model.stride)
+        number = max(1, min(_CROPS, side // crop))
+        self.size = [min(crop, length) for length in pixels.shape[:2]]
+        self.starts = [
+            sorted({round(place) // model.stride * model.stride for place in np.linspace(0, length - own, number)})
+            for length, own in zip(pixels.shape[:2], self.size, strict=True)
+        ]
+
+    def share_in_encoder(self) -> None:
+        height, width = self.size
+        crops = [self.pixels[y : y + height, x : x + width] for y in self.starts[0] for x in self.starts[1]]
+        self.crops = torch.cat([_as_tensor(crop) for crop in crops]).to(device_of(self.model))
+        with self._shared(self.model.encoder):
+            self.features = self.model.encode(self.crops)
+
+    def share_in_decoder(self, readout_at: Callable[[slice, slice], Tensor]) -> None:
+        stride, (_, value) = self.model.stride, self.model.query(self.features.deep)
+        rows, columns = (
+            [slice(start // stride, start // stride + cells) for start in starts]
+            for starts, cells in zip(self.starts, value.shape[2:], strict=True)
+        )
+        readout = torch.cat([readout_at(y, x) for y in rows for x in columns])
+        with self._shared(self.model.decoder):
+            self.model.decode(self.crops, self.features, value, readout)
+        del self.crops, self.features  # they take a tenth of a tile's memory
+
+    @contextmanager
+    def _shared(self, network: nn.Module) -> Iterator[None]:
+        """What runs inside gives the network's blocks the attention of its mean."""
+        blocks = [block for block in network.modules() if isinstance(block, (NAFBlock, FoldedNAFBlock))]
+        hooks = [
+            block.register_forward_pre_hook(lambda block, inputs: block.share_attention(inputs[0]))
+            for block in (blocks if not self.model.window else ())
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _blend(
+    rows: Sequence[_Window], columns: Sequence[_Window], restored: Callable[[_Window, _Window], Tensor], out: np.ndarray
+) -> None:
+    """Fill `out` with the tiles, blended."""
+    # Rows of `out` that no later tile reads or adds to are stored at once: `out` may be what tiles are cut from.
+    carried = torch.zeros(1, 3, 0, out.shape[1])
     for y, following in zip(rows, [*rows[1:], None], strict=True):
-        stop = min(y.stop, pixels.shape[0])
+        stop = min(y.stop, out.shape[0])
         band = F.pad(carried, (0, 0, 0, stop - y.start - carried.shape[2]))
         for x in columns:
             image = restored(y, x)
@@ -257,7 +328,6 @@ def _restore_tiled(
         done = (following.start if following else stop) - y.start
         _store(band[:, :, :done], out[y.start : y.start + done])
         carried = band[:, :, done:].clone()
-    return match.task, match.scores, len(rows) * len(columns)
 
 
 def _assemble_query(

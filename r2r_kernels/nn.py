@@ -116,16 +116,21 @@ def _new_block(channels: int, eager: bool, local: bool) -> Structure:
     return Structure.of(block)
 
 
+_BORDER = 1 / 8  # of an image's side: what convolutions answer there depends on the zeros beyond it
+
+
 class NAFBlock(Fusable):
     """NAFNet's block (ECCV 2022) on [N, C, H, W], with the parameter names of its checkpoints.
 
     `beta` and `gamma` start at 0, so that a new block is the identity. dropout, where not 0, is applied to both
     branches in training, which then runs unfused; so does a block of which a part was changed (adapters, hooks, another
     convolution), but for a `LocalMean2d` in place of `sca[0]`. `window`, where not 0, makes the attention local in
-    evaluation: a `LocalMean2d` of that side takes the place of `sca[0]`.
+    evaluation: a `LocalMean2d` of that side takes the place of `sca[0]`. `attention` [C], where it is set, is taken in
+    place of the attention of x itself: `share_attention` sets it, so that all tiles of an image get the same.
     """
 
     window = 0
+    attention: Tensor | None = None
 
     def __init__(self, channels: int, eager: bool = False, dropout: float = 0.0) -> None:
         super().__init__(eager)
@@ -153,7 +158,7 @@ class NAFBlock(Fusable):
         if seen is None or seen.window is not None or self.window:
             return None
         folded = library.fold_naf_block(self.params(), dtype)
-        return None if folded is None else FoldedNAFBlock(folded, self.norm1.eps)
+        return None if folded is None else FoldedNAFBlock(folded, self)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_dynamo_compiling():
@@ -162,7 +167,28 @@ class NAFBlock(Fusable):
         if seen is None:
             return self._by_parts(x)
         params = NAFBlockParams(*(home[name] for home, name in seen.tensors))
-        return self.ops.naf_block(x, params, self.norm1.eps, self._window_for(x, seen.window))
+        return self._by_operator(x, params, seen.window)
+
+    @torch.no_grad()
+    def share_attention(self, x: Tensor) -> None:
+        """Set `attention` to that of the mean over the batch x [N, C, H, W], without an eighth of each side."""
+        hidden = self.conv1(self.norm1(x))
+        if self.seen() is None:
+            gated = self.ops.simple_gate(self.conv2(hidden))
+        else:
+            gated, _ = self.ops.depthwise_gate(hidden, self.conv2.weight, self.conv2.bias)
+        (top, left), (height, width) = (int(side * _BORDER) for side in x.shape[2:]), x.shape[2:]
+        inner = gated[:, :, top : height - top, left : width - left]
+        attention = inner.mean((0, 2, 3), keepdim=True, dtype=torch.float32).to(gated.dtype)
+        for part in list(self.sca)[1:]:
+            attention = part(attention)
+        self.attention = attention.flatten()
+
+    def _by_operator(self, x: Tensor, params: NAFBlockParams, window: tuple[int, int] | None) -> Tensor:
+        if self.attention is not None:  # whatever the mean is
+            weight, bias = torch.zeros_like(params.sca_weight), self.attention.to(params.sca_bias)
+            return self.ops.naf_block(x, params._replace(sca_weight=weight, sca_bias=bias), self.norm1.eps, None)
+        return self.ops.naf_block(x, params, self.norm1.eps, self._window_for(x, window))
 
     def _look(self) -> _SeenBlock | None:
         pool = self.sca._modules.get("0")
@@ -188,7 +214,7 @@ class NAFBlock(Fusable):
         params = NAFBlockParams(
             *(*first, *conv1, *conv2, *attention, *conv3, self.beta, *second, *conv4, *conv5, self.gamma)
         )
-        return self.ops.naf_block(x, params, self.norm1.eps, self._window_for(x, window))
+        return self._by_operator(x, params, window)
 
     def _window_for(self, x: Tensor, window: tuple[int, int] | None) -> tuple[int, int] | None:
         """Over what the attention pools on x, where `sca[0]` has this window; None: over the image."""
@@ -199,7 +225,9 @@ class NAFBlock(Fusable):
 
     def _by_parts(self, x: Tensor) -> Tensor:
         gated = self.ops.simple_gate(self.conv2(self.conv1(self.norm1(x))))
-        if self.window and not self.training:
+        if self.attention is not None:
+            attention = self.attention[:, None, None]
+        elif self.window and not self.training:
             attention = self.ops.local_mean_2d(gated, (self.window, self.window))
             for part in list(self.sca)[1:]:
                 attention = part(attention)
@@ -250,17 +278,26 @@ class Upsample2d(Fusable):
 
 
 class FoldedNAFBlock(nn.Module):
-    """What `NAFBlock.fold` returns: a block for inference in one dtype, on the device where it was folded."""
+    """What `NAFBlock.fold` returns: a block for inference in one dtype, on the device where it was folded. It takes the
+    `attention` of the block that it was made of."""
 
-    def __init__(self, folded: dict[str, Tensor], eps: float) -> None:
+    def __init__(self, folded: dict[str, Tensor], block: NAFBlock) -> None:
         super().__init__()
         for name, tensor in folded.items():
             self.register_buffer(name, tensor)
-        self.eps = eps
+        self.block = block
+
+    def share_attention(self, x: Tensor) -> None:
+        """As `NAFBlock.share_attention`."""
+        self.block.share_attention(x.to(self.block.beta.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        folded = list(self.buffers())
-        return torch.ops.r2r.naf_block_folded(x.to(folded[0].dtype), folded, self.eps)
+        folded = dict(self.named_buffers(recurse=False))
+        if self.block.attention is not None:
+            bias = self.block.attention.to(folded["sca_bias"].dtype)
+            folded.update(sca=torch.zeros_like(folded["sca"]), sca_bias=bias)
+        values = list(folded.values())
+        return torch.ops.r2r.naf_block_folded(x.to(values[0].dtype), values, self.block.norm1.eps)
 
 
 class BankRetrieval(OperatorModule):

@@ -12,6 +12,7 @@ import torch
 from r2r import R2R, InputError, tiling
 from r2r.data.images import from_float
 from r2r.tiling import restore_photo, whole_photos
+from r2r_kernels.nn import NAFBlock
 
 PHOTO = skimage.data.astronaut()[:400, 60:480] / np.float32(255)
 SMALL = PHOTO[:40, 100:150]
@@ -91,6 +92,17 @@ def test_without_channel_attention_a_tiled_query_and_result_are_those_of_the_who
     assert list(tiled.scores.values()) == pytest.approx(list(whole.scores.values()), rel=1e-3)
 
 
+def test_tiles_share_one_channel_attention_and_leave_the_model_its_own(tiny_model: R2R) -> None:
+    with torch.no_grad():
+        for name, parameter in tiny_model.named_parameters():
+            if ".sca." in name and name.endswith("weight"):
+                parameter.mul_(4)  # tiles with means of their own would differ from the whole by 0.0035 of the change
+    whole, tiled = (restore_photo(tiny_model, PHOTO, "derain", memory).pixels for memory in (None, memory_for(192)))
+    assert np.abs(tiled - whole).mean() < 0.002 * np.abs(whole - PHOTO).mean()
+    assert all(block.attention is None for block in tiny_model.modules() if isinstance(block, NAFBlock))
+    assert np.array_equal(restore_photo(tiny_model, PHOTO, "derain").pixels, whole)
+
+
 def several_tasks(tiny_model: R2R) -> R2R:
     model = R2R(**{**tiny_model.config, "mixtures": True})
     model.load_state_dict(tiny_model.state_dict())
@@ -168,7 +180,8 @@ def test_what_the_first_pass_made_is_kept_as_far_as_the_memory_reaches(
     tiny_model.encoder.register_forward_hook(lambda module, given, made: encoded.append(given[0].shape))
     monkeypatch.setattr(tiling, "DEFAULT_MEMORY", tile)
     # From 4 channels, doubled on each of five levels, a tile's features are 7.75 floats a pixel: four times that.
-    for kept, number in ((0, 18), (4 * 31 * 192**2, 14), (2**32, 9)):
+    # The crops that give the attention are encoded too.
+    for kept, number in ((0, 1 + 18), (4 * 31 * 192**2, 1 + 14), (2**32, 1 + 9)):
         encoded.clear()
         monkeypatch.setattr(tiling, "free_memory", lambda device, kept=kept: 2 * (tile + beside + kept))
         restored = restore_photo(tiny_model, PHOTO)

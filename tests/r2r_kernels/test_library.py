@@ -100,6 +100,11 @@ with torch.no_grad():
     assert folded is not None
     torch.testing.assert_close(folded(x), block(x), rtol=1e-4, atol=1e-4)
     assert folded(x[:0]).shape == (0, 8, 5, 6)
+    own = block(x)
+    folded.share_attention(torch.zeros_like(x))
+    torch.testing.assert_close(folded(x), block(x), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(block(x), own)
+    block.attention = None
     block.sca[0] = LocalMean2d((3, 3))
     assert block.fold(torch.float32) is None  # folded blocks pool over the whole image
 print("all agree")

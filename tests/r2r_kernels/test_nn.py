@@ -58,6 +58,30 @@ def test_a_window_makes_attention_local_in_evaluation_alone(eager: bool, changed
 
 
 @EAGER
+@pytest.mark.parametrize("changed", [False, True], ids=["whole", "with an adapter"])
+def test_a_shared_attention_takes_the_place_of_an_images_own(eager: bool, changed: bool) -> None:
+    made, shared, x = block(eager).eval(), torch.randn(3, 6, 17, 9), torch.randn(2, 6, 8, 7)
+
+    def gated(x: Tensor) -> Tensor:
+        return SimpleGate()(made.conv2(made.conv1(made.norm1(x))))
+
+    inner = gated(shared)[:, :, 2:15, 1:8]
+    attention = made.sca[1](inner.mean((0, 2, 3))[:, None, None])
+    y = x + made.conv3(gated(x) * attention) * made.beta
+    wanted = y + made.conv5(SimpleGate()(made.conv4(made.norm2(y)))) * made.gamma
+    if changed:
+        made.conv1 = nn.Sequential(made.conv1)  # type: ignore[assignment]
+    made.share_attention(shared)
+    compiled: nn.Module = torch.compile(made, backend="eager")  # type: ignore[assignment]
+    for run in (made, compiled):
+        torch.testing.assert_close(run(x), wanted)
+    made.window = 3
+    torch.testing.assert_close(made(x), wanted)
+    made.attention = None
+    assert not torch.allclose(made(x), wanted)
+
+
+@EAGER
 def test_dropout_drops_in_training_alone(eager: bool) -> None:
     dropping = block(eager, dropout=0.4)
     plain = NAFBlock(6, eager=True)
