@@ -19,8 +19,9 @@ demo: $(STAMP)
 demo-train: $(STAMP)
 	$(BIN)/r2r demo --train --out demo-train
 
+# One thread a process: OpenMP's threads wait busily, and would take the processors from each other.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p benchmarks.stamp --numprocesses auto --dist loadfile
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -24,7 +24,8 @@ _RESULTS = ROOT / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a test run showed. `passed` is True for a whole, green suite and False where any test failed."""
+    """What a test run showed. `passed` is True for a whole, green suite (slow tests may be left out), and False where
+    any test failed."""
 
     code: str
     device: str
@@ -67,10 +68,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if hasattr(config, "workerinput") or cache is None:  # a process of pytest-xdist; -p no:cacheprovider
         return
     reporter = config.pluginmanager.get_plugin("terminalreporter")
+    left_out = reporter.stats.get("deselected", []) if reporter else []
     whole = (
         config.args in (config.getini("testpaths"), [str(ROOT / "tests")])
-        and not (config.option.keyword or config.option.markexpr)
-        and not (reporter and reporter.stats.get("deselected"))
+        and not config.option.keyword
+        and config.option.markexpr in ("", "not slow")
+        and all(item.get_closest_marker("slow") for item in left_out)
     )
     red = exitstatus == pytest.ExitCode.TESTS_FAILED
     if red or (whole and exitstatus == pytest.ExitCode.OK):

@@ -120,7 +120,7 @@ def test_digest_follows_the_code(tmp_path: Path) -> None:
 
 
 def test_only_whole_green_runs_are_stamped(tmp_path: Path) -> None:
-    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = tests\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = tests\naddopts = -m 'not slow'\nmarkers = slow\n")
     (tmp_path / "tests").mkdir()
     tests = tmp_path / "tests" / "test_it.py"
     kept = tmp_path / ".pytest_cache" / "v" / "r2r" / "tests"
@@ -130,9 +130,13 @@ def test_only_whole_green_runs_are_stamped(tmp_path: Path) -> None:
         subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
         return json.loads(kept.read_text())["passed"] if kept.exists() else None
 
-    tests.write_text("def test_a(): pass\n\ndef test_b(): pass\n")
+    slow = "import pytest\n\n@pytest.mark.slow\ndef test_c(): assert False\n"
+    tests.write_text("def test_a(): pass\n\ndef test_b(): pass\n\n" + slow)
     assert stamped("-k", "test_a") is None
+    assert stamped("--deselect", "tests/test_it.py::test_a") is None
     assert stamped() is True
+    kept.unlink()
+    assert stamped("-n", "2") is True
     assert json.loads(kept.read_text())["code"] == code_digest()
     tests.write_text("def test_a(): pass\n\ndef test_b(): assert False\n")
     assert stamped("-k", "test_b") is False
