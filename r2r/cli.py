@@ -175,7 +175,7 @@ def train(
 ) -> None:
     """Train a model: pretraining with both stages, then finetuning. Run it again to go on after an interruption.
 
-    Example: `r2r train configs/five_tasks.yaml out=runs/five pretrain.epochs=60`
+    Example: `r2r train configs/paper/five_tasks.yaml out=runs/five pretrain.epochs=60`
     """
     from r2r import ranks
     from r2r.config import load_config
@@ -195,6 +195,28 @@ def train(
             model = Trainer(settings, display).run()
         if ranks.rank() == 0:
             console.print(f"done: {settings.out}/last ({', '.join(model.tasks)}), log in {settings.out}/log.csv")
+
+
+@app.command()
+def ablate(
+    grid: Annotated[Path, typer.Argument(help="YAML file; see docs/training.md.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for all runs, e.g. device=cpu")] = None,
+) -> None:
+    """Train variants of one configuration with several seeds, and write one table of them: Markdown, CSV and LaTeX.
+
+    The same command again goes on where it was stopped. Exit code 1 where a run failed; the others go on.
+
+    Example: `r2r ablate configs/paper/ablation.yaml out=runs/ablation`
+    """
+    from r2r.ablation import TABLE, load_grid, run_grid
+
+    runs = load_grid(grid, list(overrides or ()))
+    display = TrainingDisplay()
+    with display.progress:
+        failed = run_grid(runs, display, display.say)
+    console.print(f"{runs.out / TABLE}.md, .csv and .tex")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -36,6 +36,7 @@ class PhaseConfig:
     warmup_lr: float = 1e-7
     hold: float = 0.0
     horizon: float | None = 0.0
+    by_epoch: bool = False
 
     @property
     def warmup_end(self) -> float:

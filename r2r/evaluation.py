@@ -227,12 +227,15 @@ def evaluation_set(source: Source, num_tasks: int, mixtures: bool = False, seed:
     return EvaluationSet(source.name, source.labels, pairs, source.optional, share)
 
 
-def load_sets(path: str | Path, tasks: Sequence[str] | None, mixtures: bool = False) -> list[EvaluationSet]:
+def load_sets(
+    path: str | Path, tasks: Sequence[str] | None, mixtures: bool = False, partly: bool = False
+) -> list[EvaluationSet]:
     """The sets of a YAML file, `sets: [{name: ..., task: ..., pairs: DIR}, {task: ..., clean: DIR, sigma: 25}, ...]`.
 
     The keys of a set are those of `r2r.data.sources.build_source`; relative folders start at the file's.
     `seed` beside `sets` seeds what is synthesised. tasks: those of a model; None takes all that the file
-    names. Raises InputError, naming the file, for anything else.
+    names. partly: sets with a task that is not among them are left out. Raises InputError, naming the file, for
+    anything else.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -255,6 +258,8 @@ def load_sets(path: str | Path, tasks: Sequence[str] | None, mixtures: bool = Fa
         if not isinstance(entry, dict):
             raise InputError(f"{path}: set {number} is {entry!r}; accepted: keys and values, such as `task: denoise`")
         anchor(entry, Path(path).parent)
+        if partly and not set(_tasks_of([entry])) <= set(tasks):
+            continue
         try:
             sets.append(evaluation_set(build_source(entry, tasks), len(tasks), mixtures, seed))
         except InputError as error:

@@ -245,7 +245,7 @@ class Trainer:
         started, images = time.perf_counter(), 0
         stopping = 0
         for lq, hq, labels in loader:
-            rate = learning_rate(phase, self.epoch + self.batch / per_epoch)
+            rate = learning_rate(phase, self.epoch + (0 if phase.by_epoch else self.batch / per_epoch))
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             torch.manual_seed(1_000_003 * self.config.seed + self.step)  # for the order of the bank's slots
