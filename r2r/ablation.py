@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from scipy.stats import t as student
 
-from r2r.config import TrainConfig, load_config
+from r2r.config import FREE, TrainConfig, load_config
 from r2r.errors import InputError
 from r2r.evaluation import EvaluationSet, evaluate, load_sets
 from r2r.files import atomic_path
@@ -128,7 +128,7 @@ def _run(run: Run, display: Display) -> None:
 
 def _settings(run: Run) -> dict[str, Any]:
     """What a result depends on, in the form JSON gives back."""
-    config = {key: value for key, value in asdict(run.config).items() if key not in ("out", "device", "workers")}
+    config = {key: value for key, value in asdict(run.config).items() if key not in FREE}
     sets = [[one.name, len(one.pairs)] for one in run.sets]
     settings: dict[str, Any] = json.loads(json.dumps({"config": config, "sets": sets}, default=str))
     return settings

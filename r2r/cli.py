@@ -308,6 +308,7 @@ def evaluate(
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="lpips or niqe, beside PSNR and SSIM.")] = None,
     save: Annotated[Path | None, typer.Option(help="Folder for the restored images, as PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the confusion of tasks to a picture.")] = None,
     csv_out: Annotated[Path | None, typer.Option("--csv", help="Write a line for each image to a file.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result to a file.")] = None,
     device: DeviceOption = "auto",
@@ -331,6 +332,8 @@ def evaluate(
     if (sets is None) == (task is None):
         raise InputError("give a YAML file of sets, or --task with --pairs or --clean")
     methods = [method_of(text, eager) for text in ([model] if model and method else []) + (method or [])]
+    if plot is not None and methods:
+        raise InputError("--plot draws the confusion of one model; it does not go with --method")
     measures = Measures(metric or ())
     loaded = None if methods else _load(model, device, eager)
     tasks, mixtures = (loaded.tasks, loaded.mixtures) if loaded else (None, True)
@@ -352,6 +355,10 @@ def evaluate(
         else:
             result = evaluate(loaded, chosen, where, True, lambda *_: progress.advance(bar), measures, save)
     result.render(console)
+    if plot is not None and isinstance(result, Evaluation):
+        from r2r.figures import plot_confusion
+
+        plot_confusion(result, plot)
     if csv_out is not None:
         write_csv(csv_out, result.rows())
     if json_out is not None:
@@ -402,6 +409,21 @@ def complexity(
 
 
 @app.command()
+def curves(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture.")] = Path("curves.png"),
+) -> None:
+    """Draw PSNR and SSIM of each validation set over a run, blind and told the task.
+
+    Example: `r2r curves runs/five --out curves.png`
+    """
+    from r2r.figures import plot_curves
+
+    plot_curves(run, out)
+    console.print(str(out))
+
+
+@app.command()
 def degrade(
     clean: Annotated[Path, typer.Argument(help="Folder of clean photos.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for {degraded,clean}/NAME.png.")],
@@ -441,6 +463,12 @@ def bank(
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Save in half precision.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to save the changed model.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw keys and queries, before and after training, to a picture; with --sets.")
+    ] = None,
+    sets: Annotated[
+        Path | None, typer.Option(help="With --plot: YAML file of sets whose photos are the queries.")
+    ] = None,
 ) -> None:
     """Show what a model's bank holds, drop a task, take tasks over from another model of the same backbone, learn a new
     one (keys and values alone, the network stays as it is), or calibrate its scores.
@@ -448,6 +476,8 @@ def bank(
     Example: `r2r bank --remove deblur --out smaller`
 
     Example: `r2r bank --learn desnow --clean photos --degradation snow --out larger`
+
+    Example: `r2r bank MODEL --plot bank.png --sets sets.yaml`
     """
     import torch
     from rich.table import Table
@@ -481,6 +511,13 @@ def bank(
     for index, name in enumerate(loaded.tasks):
         table.add_row(name, str(int(loaded.bank.counts[index])), *(f"{x:.2f}" for x in likeness[index].tolist()))
     console.print(table)
+    if plot is not None:
+        from r2r.evaluation import load_sets
+        from r2r.figures import plot_bank
+
+        if sets is None:
+            raise InputError("--plot needs --sets, a YAML file of photos that ask the bank")
+        plot_bank(loaded, load_sets(sets, loaded.tasks, loaded.mixtures), plot)
 
 
 def _calibrate(model: R2R, path: Path) -> None:

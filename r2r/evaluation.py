@@ -285,9 +285,10 @@ def evaluate(
     progress: Callable[[EvaluationSet, ImageResult], object] | None = None,
     measures: Measures | None = None,
     save: Path | None = None,
+    misled: bool = True,
 ) -> Evaluation:
-    """Restore every image of every set blind, one at a time and never tiled; with `told` also told its tasks, and
-    misled: told one that it does not have, another for each image.
+    """Restore every image of every set blind, one at a time and never tiled; with `told` also told its tasks, and with
+    `misled` too, told one that it does not have, another for each image.
 
     Images are cropped to multiples of 16 before they are restored, as the published protocol does (`r2r.metrics`). The
     model is put in eval mode and moved to `device`, if one is given. progress: called after each image. measures: more
@@ -308,7 +309,7 @@ def evaluate(
         images = []
         for index in range(len(one.pairs)):
             labels = one.labels if told else None
-            pair, wrong = one.pairs[index], _wrong(model, one, index)
+            pair, wrong = one.pairs[index], _wrong(model, one, index) if misled else None
             result, image, elapsed = _evaluate_image(model, pair, labels, wrong, where)
             if measures is not None:
                 result = replace(result, measures=measures(image, centre_crop(pair.hq)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import hashlib
 import json
 import math
 import os
@@ -41,6 +42,7 @@ from r2r.data.sources import PATHS, build_source
 from r2r.device import pick_device
 from r2r.errors import InputError
 from r2r.evaluation import evaluate, evaluation_set
+from r2r.extras import needed
 from r2r.files import atomic_path, remove_temporaries
 from r2r.losses import LossWeights, restoration_loss
 from r2r.model import R2R
@@ -50,7 +52,9 @@ from r2r.pretrained import HUB, WEIGHTS
 FIELDS = ("phase", "epoch", "step", "lr", "total", "pixel", "fft", "log_error", "degradation", "match", "psnr",
           "accuracy", "images_per_second", "valid_psnr", "valid_accuracy")  # fmt: skip
 
-LOG, INDEX = "log.csv", "sizes.json"
+VALIDATION_FIELDS = ("phase", "epoch", "step", "set", "psnr", "ssim", "told_psnr", "told_ssim", "accuracy")
+
+LOG, VALIDATION_LOG, INDEX = "log.csv", "validation.csv", "sizes.json"
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 """What a run goes on from: the newest one, and the one before it for when that is damaged."""
 
@@ -157,7 +161,6 @@ class Trainer:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.ema = self._averaged() if config.ema else None
             self.phase, self.epoch, self.batch, self.step, self.best = "pretrain", 0, 0, 0, -math.inf
-            self.rows: list[dict[str, Any]] = []
             self.stop = StopSignal()
             self.optimiser = self._optimiser()
             self._resume()
@@ -176,7 +179,7 @@ class Trainer:
         if self.leads:
             record = replace(self.config, out=str(self.out.absolute()), accept=[])
             self._write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.structured(record)))
-        board: Any = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if self.leads else nullcontext()
+        board: Any = Boards(self.config, self.step) if self.leads else nullcontext()
         with self.stop, board as self.board:
             for name, phase in self._phases():
                 if name == "pretrain" and self.phase == "finetune":
@@ -345,9 +348,15 @@ class Trainer:
     def _validate(self, name: str) -> None:
         if not self.leads:
             return
-        result = evaluate(self._shown(), self.held_out, self.device, told=False)
-        row = {"valid_psnr": result.psnr, "valid_accuracy": result.accuracy}
-        self._log(name, row)
+        model = self._shown()
+        told = bool(model.bank.counts.all())  # or there is nothing to tell yet
+        result = evaluate(model, self.held_out, self.device, told, misled=False)
+        for one in result.sets:
+            told_by_name = {} if one.told is None else {"told_psnr": one.told.psnr, "told_ssim": one.told.ssim}
+            measured = {"psnr": one.blind.psnr, "ssim": one.blind.ssim, **told_by_name, "accuracy": one.accuracy}
+            self._append(VALIDATION_LOG, VALIDATION_FIELDS, {**self._place(name), "set": one.name, **measured})
+            self.board.add({f"valid/{one.name}/{key}": value for key, value in measured.items()}, self.step)
+        self._log(name, {"valid_psnr": result.psnr, "valid_accuracy": result.accuracy})
         self.display.say(
             f"{name} epoch {self.epoch}: held-out PSNR {result.psnr:.2f} dB, {result.accuracy:.0%} matched"
         )
@@ -432,17 +441,21 @@ class Trainer:
     def _log(self, phase: str, row: dict[str, float]) -> None:
         if not self.leads:
             return
-        self.rows.append({"phase": phase, "epoch": self.epoch, "step": self.step, **row})
-        for key, value in row.items():
-            self.board.add_scalar(f"{'valid' if key.startswith('valid') else 'train'}/{key}", value, self.step)
-        path = self.out / LOG
+        self.board.add({f"{'valid' if key.startswith('valid') else 'train'}/{key}": row[key] for key in row}, self.step)
+        self._append(LOG, FIELDS, {**self._place(phase), **row})
+
+    def _place(self, phase: str) -> dict[str, Any]:
+        return {"phase": phase, "epoch": self.epoch, "step": self.step}
+
+    def _append(self, name: str, names: Sequence[str], row: dict[str, Any]) -> None:
+        path = self.out / name
         try:
             fresh = not path.exists()
             with path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
+                writer = csv.DictWriter(file, names)
                 if fresh:
                     writer.writeheader()
-                writer.writerow({key: _short(value) for key, value in self.rows[-1].items()})
+                writer.writerow({key: _short(value) for key, value in row.items()})
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from error
 
@@ -489,7 +502,8 @@ class Trainer:
                     "use another out folder, or move it away"
                 )
             if self.leads:
-                (self.out / LOG).unlink(missing_ok=True)
+                for name in (LOG, VALIDATION_LOG):
+                    (self.out / name).unlink(missing_ok=True)
             return
         self._check_unchanged(state)
         self.phase, self.epoch, self.batch, self.step, self.best = state["position"]
@@ -509,7 +523,7 @@ class Trainer:
         except (RuntimeError, ValueError, AttributeError) as error:  # of settings that were accepted
             raise InputError(f"the state in {self.out} does not fit these settings: {_first_line(error)}") from error
         if self.leads:
-            self._cut_log()
+            self._cut_logs()
         self.display.say(f"going on with {self.out} at {self.phase} epoch {self.epoch}, step {self.step}")
 
     def _newest(self) -> dict[str, Any] | None:
@@ -560,26 +574,64 @@ class Trainer:
                     "former ones back, or go on with accept=[data]"
                 )
 
-    def _cut_log(self) -> None:
-        """Drop the rows of the log that the run will write again, and what was not written to its end."""
-        path = self.out / LOG
-        if not path.exists():
-            return
-        whole, _, _ = path.read_text(errors="replace").rpartition("\n")
-        for row in csv.DictReader(whole.splitlines()):
-            step = row.get("step") or ""
-            if None in row.values() or None in row or not step.isdecimal() or int(step) > self.step:
+    def _cut_logs(self) -> None:
+        """Drop the rows of the logs that the run will write again, and what was not written to its end."""
+        for name, names in ((LOG, FIELDS), (VALIDATION_LOG, VALIDATION_FIELDS)):
+            path = self.out / name
+            if not path.exists():
                 continue
-            if not (row["valid_psnr"] and int(step) == self.step and self.batch):  # that epoch is validated again
-                self.rows.append(row)
-        with atomic_path(path) as beside, beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+            whole, _, _ = path.read_text(errors="replace").rpartition("\n")
+            kept = []
+            for row in csv.DictReader(whole.splitlines()):
+                step = row.get("step") or ""
+                if None in row.values() or None in row or not step.isdecimal() or int(step) > self.step:
+                    continue
+                validates = name == VALIDATION_LOG or row["valid_psnr"]
+                if not (validates and int(step) == self.step and self.batch):  # that epoch is validated again
+                    kept.append(row)
+            with atomic_path(path) as beside, beside.open("w", newline="") as file:
+                writer = csv.DictWriter(file, names)
+                writer.writeheader()
+                writer.writerows(kept)
 
     def _write_text(self, name: str, text: str) -> None:
         with atomic_path(self.out / name) as path:
             path.write_text(text)
+
+
+class Boards:
+    """TensorBoard files in `out`, and a run of Weights & Biases where the configuration names a project.
+
+    Raises InputError where a project is named and the package is not there.
+    """
+
+    def __init__(self, config: TrainConfig, step: int) -> None:
+        self._files = SummaryWriter(str(Path(config.out, "tensorboard")), purge_step=step)
+        self._run: Any = None
+        if config.wandb:
+            try:
+                import wandb
+            except ImportError as error:
+                raise needed("wandb", f"wandb={config.wandb}", "'r2r-restore[wandb]'") from error
+            name = hashlib.sha256(os.path.realpath(config.out).encode()).hexdigest()[:16]
+            self._run = wandb.init(
+                project=config.wandb, id=name, resume="allow", name=Path(config.out).name, dir=config.out,
+                config=_container(config),
+            )  # fmt: skip
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._files.add_scalar(name, value, step)
+        if self._run is not None:
+            self._run.log(values, step=step)
+
+    def __enter__(self) -> Boards:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
+        if self._run is not None:
+            self._run.finish(exit_code=int(error[0] is not None))
 
 
 class Tally:

@@ -17,12 +17,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from skimage import data
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from r2r import R2R, InputError
 from r2r.config import PhaseConfig, TrainConfig, load_config
 from r2r.data import sizes
 from r2r.data.images import write_rgb
+from r2r.evaluation import evaluate
+from r2r.figures import plot_curves
 from r2r.training import CHECKPOINTS, Silent, Trainer, learning_rate
 from tests.conftest import TINY
 
@@ -249,7 +253,7 @@ def test_a_run_can_be_made_longer(photos: Path, tmp_path: Path) -> None:
     assert (trainer.phase, trainer.epoch) == ("finetune", 1)
     trainer.run()
     assert trainer.step == 2 * 3 + 2 * 2
-    assert trainer.rows[-1]["lr"] <= 1e-5
+    assert float(log(tmp_path)[-1]["lr"]) <= 1e-5
 
 
 def test_the_rate_holds_before_it_falls() -> None:
@@ -378,6 +382,55 @@ def test_validation_that_fails_loses_no_epoch(photos: Path, tmp_path: Path) -> N
     (own / "coffee.png").write_bytes(image)
     assert same(weights(Trainer(config).run()), weights(whole))
     assert log(tmp_path / "run") == log(tmp_path / "whole")
+
+
+def test_each_validation_set_has_a_curve_blind_and_told(photos: Path, tmp_path: Path) -> None:
+    dark = {"name": "dark", "task": "lowlight", "clean": str(photos)}
+    config = configuration(photos, tmp_path / "run")
+    config.validation.append(dark)
+    trainer = Trainer(config)
+    model = trainer.run()
+    rows = [*csv.DictReader((tmp_path / "run" / "validation.csv").read_text().splitlines())]
+    assert [(row["phase"], row["step"], row["set"]) for row in rows] == [
+        (phase, step, name) for phase, step in (("pretrain", "3"), ("pretrain", "6"), ("finetune", "8"))
+        for name in ("denoise", "dark")
+    ]  # fmt: skip
+    result = evaluate(model, trainer.held_out, misled=False)
+    for row, one in zip(rows[-2:], result.sets, strict=True):
+        assert one.told is not None
+        assert one.misled is None
+        expected = (one.blind.psnr, one.blind.ssim, one.told.psnr, one.told.ssim, one.accuracy)
+        found = [float(row[key]) for key in ("psnr", "ssim", "told_psnr", "told_ssim", "accuracy")]
+        assert found == pytest.approx(expected, rel=1e-4)
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert len(board.Scalars("valid/dark/told_psnr")) == 3
+    plot_curves(tmp_path / "run", tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size[0] > 1000
+    with pytest.raises(InputError, match="has validated nothing yet"):
+        plot_curves(tmp_path, tmp_path / "curves.png")
+
+
+def test_a_run_is_reported_to_weights_and_biases_where_asked(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    config = configuration(photos, tmp_path / "run", wandb="restoration")
+    with pytest.raises(
+        InputError, match=r"wandb=restoration needs the package wandb: pip install 'r2r-restore\[wandb\]'"
+    ):
+        Trainer(config).run()
+
+
+@pytest.mark.parametrize("by_epoch", [False, True])
+def test_the_rate_moves_with_every_batch_or_once_an_epoch(photos: Path, tmp_path: Path, by_epoch: bool) -> None:
+    config = configuration(photos, tmp_path, validation=[], finetune=PhaseConfig())
+    config.pretrain.by_epoch = by_epoch
+    Trainer(config).run()
+    rates = [float(row["lr"]) for row in log(tmp_path)]
+    expected = [
+        learning_rate(config.pretrain, epoch if by_epoch else epoch + i / 3) for epoch in (0, 1) for i in range(3)
+    ]
+    assert rates == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(photos: Path, tmp_path: Path) -> None:
