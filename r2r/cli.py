@@ -449,6 +449,23 @@ def degrade(
 
 
 @app.command()
+def unpack(
+    photos: Annotated[Path, typer.Argument(help="Folder of photos, of pairs, or a published data set.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the same photos as uncompressed TIFF.")],
+) -> None:
+    """Write photos as uncompressed TIFF, of which training reads a crop without decoding the rest: for large photos.
+
+    Example: `r2r unpack data/Train/Deblur --out data/unpacked/Deblur`
+    """
+    from r2r.data.unpack import unpack_folder
+
+    with progress_bar() as progress:
+        bar = progress.add_task("unpacking", total=None)
+        made, there = unpack_folder(photos, out, lambda _: progress.advance(bar))
+    console.print(f"{made} photos written, {there} were there; {out}")
+
+
+@app.command()
 def bank(
     model: ModelArgument = None,
     remove: Annotated[str | None, typer.Option(help="Drop this task.")] = None,

@@ -612,7 +612,7 @@ class Boards:
             try:
                 import wandb
             except ImportError as error:
-                raise needed("wandb", f"wandb={config.wandb}", "'r2r-restore[wandb]'") from error
+                raise needed(str(error.name), f"wandb={config.wandb}", "'r2r-restore[wandb]'") from error
             name = hashlib.sha256(os.path.realpath(config.out).encode()).hexdigest()[:16]
             self._run = wandb.init(
                 project=config.wandb, id=name, resume="allow", name=Path(config.out).name, dir=config.out,

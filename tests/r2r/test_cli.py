@@ -91,7 +91,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_of_every_command_has_an_example() -> None:
     overview = r2r("--help")
     assert overview.returncode == 0
-    commands = "demo train ablate restore evaluate complexity curves degrade bank convert export env"
+    commands = "demo train ablate restore evaluate complexity curves degrade unpack bank convert export env"
     for command in commands.split():
         assert command in overview.stdout
         page = r2r(command, "--help")
