@@ -13,11 +13,12 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from r2r import fast, ranks
 from r2r.config import FREE, SCHEDULE, PhaseConfig, TrainConfig, anchored
-from r2r.data.dataset import Source, TrainingPairs, worker_init
+from r2r.data.dataset import EvaluationPairs, Source, TrainingPairs, worker_init
 from r2r.data.sampler import EpochSampler
 from r2r.data.sizes import read_index, write_index
 from r2r.data.sources import PATHS, build_source
@@ -165,6 +166,7 @@ class Trainer:
             self.optimiser = self._optimiser()
             self._resume()
             if self.leads:
+                self._check_room()
                 write_index(self.out / INDEX)
         self._check_together()
         self.network = self._shared()
@@ -177,6 +179,7 @@ class Trainer:
         SIGINT and SIGTERM end the run after the next step, once its state is saved, and then do what they did before.
         """
         if self.leads:
+            self._check_validation()
             record = replace(self.config, out=str(self.out.absolute()), accept=[])
             self._write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.structured(record)))
         board: Any = Boards(self.config, self.step) if self.leads else nullcontext()
@@ -415,6 +418,29 @@ class Trainer:
                     f"{name}.batch_size is {phase.batch_size}, which {ranks.number()} processes cannot share; "
                     f"accepted: multiples of {multiple} such as {nearest}, or another number of processes"
                 )
+
+    def _check_validation(self) -> None:
+        """Read every photo of the validation sets whole, as a header does not show that a file was cut short."""
+        for one in self.held_out:
+            if isinstance(one.pairs, EvaluationPairs):
+                one.pairs.check()
+
+    def _check_room(self) -> None:
+        """Raises InputError where the disk cannot take the checkpoints and models that the run will write."""
+        state = _size(self.model.state_dict().values())
+        moments = 2 * _size(self.model.parameters())  # Adam's
+        checkpoint = state * (1 if self.ema is None else 2) + moments
+        kinds = [(checkpoint, [self.out / name for name in CHECKPOINTS])]
+        kinds.append((state, [self.out / name / WEIGHTS for name in ("last", "best")]))
+        needed = sum(  # each kind once more, as the new one is written beside
+            max(0, size * (len(paths) + 1) - sum(path.stat().st_size for path in paths if path.exists()))
+            for size, paths in kinds
+        )
+        free = shutil.disk_usage(self.out).free
+        if needed > free:
+            raise InputError(
+                f"{self.out}: the run's checkpoints and models need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+            )
 
     def _check_together(self) -> None:
         """Raises InputError where processes see different folders: they would wait for each other."""
@@ -682,6 +708,10 @@ class StopSignal:
     def _restore(self) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def _write(state: dict[str, Any], file: IO[bytes]) -> None:

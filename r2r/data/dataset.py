@@ -249,6 +249,15 @@ class EvaluationPairs(Dataset[EvaluationPair]):
             for path in _paths(pair):
                 known_size(path)
 
+    def check(self) -> None:
+        """Read every file whole. Raises InputError where one is damaged, or the photos of a pair differ in size."""
+        for pair in self.source.pairs:
+            clean = read_rgb(pair.clean)
+            if pair.degraded is not None:
+                _check_match(pair.degraded, read_rgb(pair.degraded), clean)
+            if pair.depth is not None:
+                _check_match(pair.depth, read_depth(pair.depth, self.source.depth_encoding), clean)
+
     def __len__(self) -> int:
         return len(self.source.pairs)
 

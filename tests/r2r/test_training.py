@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -366,22 +367,67 @@ def test_another_validation_set_starts_a_new_best(photos: Path, tmp_path: Path) 
     assert Trainer(config).best == -math.inf
 
 
+class Damage(Silent):
+    """Cuts a photo short at the first update."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def update(self, done: int, row: dict[str, float]) -> None:
+        self.path.write_bytes(self.path.read_bytes()[:1000])
+
+
 def test_validation_that_fails_loses_no_epoch(photos: Path, tmp_path: Path) -> None:
     whole = Trainer(short(photos, tmp_path / "whole", save_every=100)).run()
     own = tmp_path / "photos"
     shutil.copytree(photos, own)
     image = (own / "coffee.png").read_bytes()
-    (own / "coffee.png").write_bytes(image[: len(image) // 2])
     validation = [{"task": "denoise", "clean": str(own), "sigma": 25}]
     config = short(photos, tmp_path / "run", save_every=100, validation=validation)
+    with pytest.raises(InputError, match=r"coffee\.png: damaged or cut short"):
+        Trainer(config, Damage(own / "coffee.png")).run()
     for _ in range(2):
-        with pytest.raises(InputError, match=r"coffee\.png: damaged or cut short"):
-            Trainer(config).run()
         trainer = Trainer(config)
         assert (trainer.epoch, trainer.batch, trainer.step) == (0, 2, 2)
+        with pytest.raises(InputError, match=r"coffee\.png: damaged or cut short"):
+            trainer.run()
     (own / "coffee.png").write_bytes(image)
     assert same(weights(Trainer(config).run()), weights(whole))
     assert log(tmp_path / "run") == log(tmp_path / "whole")
+
+
+def test_a_damaged_validation_photo_is_refused_before_the_first_step(photos: Path, tmp_path: Path) -> None:
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    path = own / "coffee.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    trainer = Trainer(short(photos, tmp_path / "run", validation=[{"task": "denoise", "clean": str(own), "sigma": 25}]))
+    with pytest.raises(InputError, match=r"coffee\.png: damaged or cut short"):
+        trainer.run()
+    assert trainer.step == 0
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_refused_at_the_start(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = short(photos, tmp_path / "run")
+    trainer = Trainer(config)
+    trainer.run()
+    written = {path.name: path.stat().st_size for path in (tmp_path / "run").glob("*.ckpt")}
+    model = (tmp_path / "run" / "last" / "model.safetensors").stat().st_size
+    needed = 3 * max(written.values()) + 3 * model
+    usage = namedtuple("usage", "total used free")
+
+    def disk(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 0, free))
+
+    disk(int(0.7 * needed))
+    with pytest.raises(InputError, match=r"checkpoints and models need 0\.0\d GB, 0\.0\d GB are free"):
+        Trainer(replace(config, out=str(tmp_path / "new")))
+    disk(int(1.3 * needed))
+    Trainer(replace(config, out=str(tmp_path / "new")))
+    disk(int(0.6 * needed))  # what the run holds already is not needed again
+    Trainer(config)
 
 
 def test_each_validation_set_has_a_curve_blind_and_told(photos: Path, tmp_path: Path) -> None:
