@@ -6,7 +6,6 @@ call, a top-k over equal counts. Answers are those of `r2r.R2R` with `similarity
 
 from __future__ import annotations
 
-import functools
 import importlib
 import math
 from types import ModuleType
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from r2r import R2R
 from r2r.backbone import Decoder, Encoder
+from r2r.extras import import_after_torchvision
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, LayerNorm2d, NAFBlock
 
 
@@ -111,25 +111,9 @@ AS_PUBLISHED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-@functools.cache
-def _without_operators() -> torch.library.Library:
-    """What torchvision describes at its import. PyPI's build for Linux is made for CUDA, and beside a PyTorch for CPUs
-    its operators do not load; no NAFNet needs them."""
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
 def import_spandrel() -> ModuleType:
     """The package spandrel. Raises ImportError where it, or torchvision, is not installed."""
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
-            raise
-        _without_operators()
-    return importlib.import_module("spandrel")
+    return import_after_torchvision("spandrel")
 
 
 def spandrel_nafnet(

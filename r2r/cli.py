@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     from r2r.model import R2R
 
 
-EXTRAS = {"tensorboard": "train", "matplotlib": "demo", "sklearn": "demo"}  # packages that few commands need
+EXTRAS = {
+    "tensorboard": "train",
+    "matplotlib": "demo",
+    "sklearn": "demo",
+    "spandrel": "metrics",
+}  # packages that few commands need
 
 
 class LogFormat(StrEnum):
@@ -170,7 +175,7 @@ def train(
 ) -> None:
     """Train a model: pretraining with both stages, then finetuning. Run it again to go on after an interruption.
 
-    Example: `r2r train configs/five_tasks.yaml out=runs/five pretrain.epochs=60`
+    Example: `r2r train configs/paper/five_tasks.yaml out=runs/five pretrain.epochs=60`
     """
     from r2r import ranks
     from r2r.config import load_config
@@ -190,6 +195,28 @@ def train(
             model = Trainer(settings, display).run()
         if ranks.rank() == 0:
             console.print(f"done: {settings.out}/last ({', '.join(model.tasks)}), log in {settings.out}/log.csv")
+
+
+@app.command()
+def ablate(
+    grid: Annotated[Path, typer.Argument(help="YAML file; see docs/training.md.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value for all runs, e.g. device=cpu")] = None,
+) -> None:
+    """Train variants of one configuration with several seeds, and write one table of them: Markdown, CSV and LaTeX.
+
+    The same command again goes on where it was stopped. Exit code 1 where a run failed; the others go on.
+
+    Example: `r2r ablate configs/paper/ablation.yaml out=runs/ablation`
+    """
+    from r2r.ablation import TABLE, load_grid, run_grid
+
+    runs = load_grid(grid, list(overrides or ()))
+    display = TrainingDisplay()
+    with display.progress:
+        failed = run_grid(runs, display, display.say)
+    console.print(f"{runs.out / TABLE}.md, .csv and .tex")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -272,36 +299,128 @@ def evaluate(
     degradation: Annotated[
         str | None, typer.Option(help="What to do to clean photos, e.g. haze or rain+noise.")
     ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Something to compare, as often as you like, each also as NAME=...: a model, a folder of restored "
+            "images, a checkpoint that spandrel reads, module:function, r2r for the weights that come along."
+        ),
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="lpips or niqe, beside PSNR and SSIM.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Folder for the restored images, as PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the confusion of tasks to a picture.")] = None,
+    csv_out: Annotated[Path | None, typer.Option("--csv", help="Write a line for each image to a file.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result to a file.")] = None,
     device: DeviceOption = "auto",
     eager: EagerOption = False,
 ) -> None:
-    """Measure PSNR and SSIM, blind, told and misled, and how often the right tasks are found.
+    """Measure PSNR and SSIM, blind, told and misled, and how often the right tasks are found; or, with --method,
+    several methods beside each other.
 
     Example: `r2r evaluate --task denoise --clean photos --sigma 25 --json result.json`
+
+    Example: `r2r evaluate sets.yaml --method r2r --method NAFNet.pth --method PromptIR=their_outputs`
     """
+    from r2r.comparison import Comparison, compare
     from r2r.data.sources import build_source
     from r2r.device import pick_device
-    from r2r.evaluation import evaluate, evaluation_set, load_sets
-    from r2r.files import atomic_path
+    from r2r.evaluation import Evaluation, evaluate, evaluation_set, load_sets
+    from r2r.files import atomic_path, write_csv
+    from r2r.methods import method_of
+    from r2r.metrics import Measures
 
-    loaded = _load(model, device, eager)
     if (sets is None) == (task is None):
         raise InputError("give a YAML file of sets, or --task with --pairs or --clean")
+    methods = [method_of(text, eager) for text in ([model] if model and method else []) + (method or [])]
+    if plot is not None and methods:
+        raise InputError("--plot draws the confusion of one model; it does not go with --method")
+    measures = Measures(metric or ())
+    loaded = None if methods else _load(model, device, eager)
+    tasks, mixtures = (loaded.tasks, loaded.mixtures) if loaded else (None, True)
     if sets is not None:
-        chosen = load_sets(sets, loaded.tasks, loaded.mixtures)
+        chosen = load_sets(sets, tasks, mixtures)
     else:
+        named = str(task).split("+")
         given = {"pairs": pairs, "clean": clean, "sigma": sigma, "degradation": degradation}
         entry = {key: str(value) for key, value in given.items() if value is not None}
-        source = build_source({"task": str(task).split("+"), **entry}, loaded.tasks)
-        chosen = [evaluation_set(source, len(loaded.tasks), loaded.mixtures)]
+        source = build_source({"task": named, **entry}, tasks or named)
+        chosen = [evaluation_set(source, len(tasks or named), mixtures)]
+    where = pick_device(device)
     with progress_bar() as progress:
-        bar = progress.add_task("evaluating", total=sum(len(one.pairs) for one in chosen))
-        result = evaluate(loaded, chosen, pick_device(device), progress=lambda *_: progress.advance(bar))
+        number = sum(len(one.pairs) for one in chosen)
+        bar = progress.add_task("evaluating", total=number * (len(methods) + 1 if methods else 1))
+        result: Evaluation | Comparison
+        if loaded is None:
+            result = compare(methods, chosen, where, measures, save, lambda: progress.advance(bar))
+        else:
+            result = evaluate(loaded, chosen, where, True, lambda *_: progress.advance(bar), measures, save)
     result.render(console)
+    if plot is not None and isinstance(result, Evaluation):
+        from r2r.figures import plot_confusion
+
+        plot_confusion(result, plot)
+    if csv_out is not None:
+        write_csv(csv_out, result.rows())
     if json_out is not None:
         with atomic_path(json_out) as path:
             path.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+
+
+@app.command()
+def complexity(
+    method: Annotated[
+        list[str] | None, typer.Option(help="Something to measure, as often as you like; see r2r evaluate --help.")
+    ] = None,
+    preset: Annotated[list[str] | None, typer.Option(help="Sizes of an untrained model: base, small or tiny.")] = None,
+    tasks: Annotated[int, typer.Option(min=1, help="How many tasks the bank of such a model holds.")] = 5,
+    size: Annotated[int, typer.Option(min=16, help="Height and width of the image.")] = 224,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the result to a file.")] = None,
+    device: DeviceOption = "auto",
+    eager: EagerOption = False,
+) -> None:
+    """Measure parameters, multiply-accumulates, time and memory, of trained and of untrained models, each in a process
+    of its own. Without options: the model of the paper, for 3 and 5 tasks and for mixtures.
+
+    Example: `r2r complexity --preset base --method NAFNet.pth --method mine:restore`
+    """
+    from dataclasses import asdict
+
+    from r2r.complexity import PAPER, measure_apart, settings, table
+    from r2r.device import pick_device
+    from r2r.files import atomic_path
+    from r2r.methods import method_of
+
+    where = pick_device(device)
+    names = [f"task{number}" for number in range(tasks)]
+    methods = [settings(name, names, eager=eager) for name in preset or ()]
+    methods += [method_of(text, eager) for text in method or ()]
+    if not methods:
+        methods = [settings("base", names[:number], eager=eager) for number in (3, 5) if number <= tasks]
+        methods.append(settings("base", names[:4], mixtures=True, eager=eager))
+    idle = next((one for one in methods if not one.runs), None)
+    if idle is not None:
+        raise InputError(f"{idle.name}: a folder of images has no complexity")
+    rows = [(one.name, measure_apart(one, where, size)) for one in methods]
+    console.print(table(rows, size))
+    console.print(PAPER)
+    if json_out is not None:
+        with atomic_path(json_out) as path:
+            path.write_text(json.dumps({name: asdict(one) for name, one in rows}, indent=2) + "\n")
+
+
+@app.command()
+def curves(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture.")] = Path("curves.png"),
+) -> None:
+    """Draw PSNR and SSIM of each validation set over a run, blind and told the task.
+
+    Example: `r2r curves runs/five --out curves.png`
+    """
+    from r2r.figures import plot_curves
+
+    plot_curves(run, out)
+    console.print(str(out))
 
 
 @app.command()
@@ -330,6 +449,23 @@ def degrade(
 
 
 @app.command()
+def unpack(
+    photos: Annotated[Path, typer.Argument(help="Folder of photos, of pairs, or a published data set.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the same photos as uncompressed TIFF.")],
+) -> None:
+    """Write photos as uncompressed TIFF, of which training reads a crop without decoding the rest: for large photos.
+
+    Example: `r2r unpack data/Train/Deblur --out data/unpacked/Deblur`
+    """
+    from r2r.data.unpack import unpack_folder
+
+    with progress_bar() as progress:
+        bar = progress.add_task("unpacking", total=None)
+        made, there = unpack_folder(photos, out, lambda _: progress.advance(bar))
+    console.print(f"{made} photos written, {there} were there; {out}")
+
+
+@app.command()
 def bank(
     model: ModelArgument = None,
     remove: Annotated[str | None, typer.Option(help="Drop this task.")] = None,
@@ -344,6 +480,12 @@ def bank(
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Save in half precision.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to save the changed model.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw keys and queries, before and after training, to a picture; with --sets.")
+    ] = None,
+    sets: Annotated[
+        Path | None, typer.Option(help="With --plot: YAML file of sets whose photos are the queries.")
+    ] = None,
 ) -> None:
     """Show what a model's bank holds, drop a task, take tasks over from another model of the same backbone, learn a new
     one (keys and values alone, the network stays as it is), or calibrate its scores.
@@ -351,6 +493,8 @@ def bank(
     Example: `r2r bank --remove deblur --out smaller`
 
     Example: `r2r bank --learn desnow --clean photos --degradation snow --out larger`
+
+    Example: `r2r bank MODEL --plot bank.png --sets sets.yaml`
     """
     import torch
     from rich.table import Table
@@ -384,6 +528,13 @@ def bank(
     for index, name in enumerate(loaded.tasks):
         table.add_row(name, str(int(loaded.bank.counts[index])), *(f"{x:.2f}" for x in likeness[index].tolist()))
     console.print(table)
+    if plot is not None:
+        from r2r.evaluation import load_sets
+        from r2r.figures import plot_bank
+
+        if sets is None:
+            raise InputError("--plot needs --sets, a YAML file of photos that ask the bank")
+        plot_bank(loaded, load_sets(sets, loaded.tasks, loaded.mixtures), plot)
 
 
 def _calibrate(model: R2R, path: Path) -> None:

@@ -36,6 +36,7 @@ class PhaseConfig:
     warmup_lr: float = 1e-7
     hold: float = 0.0
     horizon: float | None = 0.0
+    by_epoch: bool = False
 
     @property
     def warmup_end(self) -> float:
@@ -72,8 +73,9 @@ class TrainConfig:
     restored with what the bank holds for other tasks than theirs, half of them by the model's own choice, so that a
     wrong match costs little. reference_hq: what the bank is built from beside the degraded images: clean images, the
     same with noise of 15 of 255 ("noise15"), or the degraded images themselves ("lq"; the paper's ablation). precision:
-    fp32 or bf16. cache: GB of decoded photos that each worker keeps. accept: settings in which a continuation may
-    differ from the run it goes on with; "data" also stands for the photos in the folders.
+    fp32 or bf16. cache: GB of decoded photos that each worker keeps. wandb: a project of Weights & Biases that the run
+    is reported to beside TensorBoard; none by default. accept: settings in which a continuation may differ from the run
+    it goes on with; "data" also stands for the photos in the folders.
     """
 
     out: str = "runs/r2r"
@@ -103,12 +105,13 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 500
     validate_every: int = 1
+    wandb: str = ""
     accept: list[str] = field(default_factory=list)
 
 
 # may change between a run and its continuation, as may the length and the rates of its phases
 FREE = ("out", "validation", "device", "eager", "workers", "cache", "log_every", "save_every", "validate_every",
-        "accept")  # fmt: skip
+        "wandb", "accept")  # fmt: skip
 SCHEDULE = ("epochs", "lr", "final_lr", "warmup_epochs", "hold", "horizon")
 
 

@@ -40,6 +40,17 @@ def device_of(module: nn.Module) -> torch.device:
     return next(chain(module.parameters(), module.buffers())).device
 
 
+def device_name(device: torch.device) -> str:
+    """In words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what was asked of a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes free on a GPU, or to this process on a CPU."""
     if device.type == "cuda":
@@ -57,6 +68,8 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes that were taken so far: on a GPU by tensors, on a CPU by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, ValueError, IndexError):  # Linux; getrusage starts from what the parent's process held
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     try:
         import resource
     except ImportError:  # Windows

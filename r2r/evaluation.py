@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,9 +19,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from r2r.data.dataset import EvaluationPair, EvaluationPairs, Source
 from r2r.data.sources import anchor, build_source
-from r2r.device import device_of, peak_memory
+from r2r.device import device_name, device_of, peak_memory, synchronise
 from r2r.errors import InputError
-from r2r.metrics import MAX_PSNR, SSIM_WINDOW, centre_crop, expected_calibration_error, psnr, ssim
+from r2r.methods import save_restored
+from r2r.metrics import (
+    MAX_PSNR,
+    SSIM_WINDOW,
+    Measures,
+    centre_crop,
+    expected_calibration_error,
+    mean_measures,
+    measure_cells,
+    psnr,
+    ssim,
+)
 from r2r.model import R2R
 
 _STYLE: dict[str, Any] = {"box": SIMPLE, "collapse_padding": True}  # fits into 80 columns
@@ -58,7 +69,8 @@ class Quality:
 @dataclass(frozen=True)
 class ImageResult:
     """One image: the tasks chosen blind and how likely each task is, the quality of the degraded image and of the
-    restored ones; misled: told one task that it does not have. untouched: it came out as it went in, bit for bit."""
+    restored ones; misled: told one task that it does not have. untouched: it came out as it went in, bit for bit.
+    measures: more of the image restored blind, by name, where `evaluate` was given any."""
 
     name: str
     chosen: tuple[str, ...]
@@ -68,6 +80,7 @@ class ImageResult:
     blind: Quality
     told: Quality | None
     misled: Quality | None
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,26 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON; what is not finite becomes None."""
         means = {"psnr": self.psnr, "accuracy": self.accuracy, "calibration_error": self.calibration_error}
-        return _finite({**asdict(self), **means, "confusion": self.confusion, "task_accuracy": self.task_accuracy})
+        return finite({**asdict(self), **means, "confusion": self.confusion, "task_accuracy": self.task_accuracy})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each image, for a CSV file."""
+        return [
+            {
+                "set": one.name,
+                "image": image.name,
+                "tasks": "+".join(one.tasks),
+                "chosen": "+".join(image.chosen),
+                "untouched": image.untouched,
+                **_named("input", image.input),
+                **_named("blind", image.blind),
+                **_named("told", image.told),
+                **_named("misled", image.misled),
+                **{name: value for name, value in image.measures.items() if name not in ("psnr", "ssim")},
+            }
+            for one in self.sets
+            for image in one.images
+        ]
 
     def render(self, console: Console) -> None:
         """Print the tables."""
@@ -160,6 +192,12 @@ class Evaluation:
             quality.add_section()
             quality.add_row("mean", "", *map(_cell, means), f"{self.accuracy:.1%}", "")
         console.print(quality)
+
+        if self.sets[0].images[0].measures:
+            more = Table("set", *self.sets[0].images[0].measures, title="Restored blind", **_STYLE)
+            for one in self.sets:
+                more.add_row(one.name, *measure_cells(mean_measures([image.measures for image in one.images])))
+            console.print(more)
 
         mixtures = any(len(one.tasks) != 1 for one in self.sets)
         right = ["right"] if mixtures else []
@@ -189,11 +227,15 @@ def evaluation_set(source: Source, num_tasks: int, mixtures: bool = False, seed:
     return EvaluationSet(source.name, source.labels, pairs, source.optional, share)
 
 
-def load_sets(path: str | Path, tasks: Sequence[str], mixtures: bool = False) -> list[EvaluationSet]:
+def load_sets(
+    path: str | Path, tasks: Sequence[str] | None, mixtures: bool = False, partly: bool = False
+) -> list[EvaluationSet]:
     """The sets of a YAML file, `sets: [{name: ..., task: ..., pairs: DIR}, {task: ..., clean: DIR, sigma: 25}, ...]`.
 
     The keys of a set are those of `r2r.data.sources.build_source`; relative folders start at the file's.
-    `seed` beside `sets` seeds what is synthesised. Raises InputError, naming the file, for anything else.
+    `seed` beside `sets` seeds what is synthesised. tasks: those of a model; None takes all that the file
+    names. partly: sets with a task that is not among them are left out. Raises InputError, naming the file, for
+    anything else.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -209,16 +251,29 @@ def load_sets(path: str | Path, tasks: Sequence[str], mixtures: bool = False) ->
     seed = content.get("seed", 0)
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"{path}: seed {seed!r}; accepted: 0 or more")
-    sets = []
+    sets: list[EvaluationSet] = []
+    if tasks is None:
+        tasks = _tasks_of(content["sets"])
     for number, entry in enumerate(content["sets"], start=1):
         if not isinstance(entry, dict):
             raise InputError(f"{path}: set {number} is {entry!r}; accepted: keys and values, such as `task: denoise`")
         anchor(entry, Path(path).parent)
+        if partly and not set(_tasks_of([entry])) <= set(tasks):
+            continue
         try:
             sets.append(evaluation_set(build_source(entry, tasks), len(tasks), mixtures, seed))
         except InputError as error:
             raise InputError(f"{path}: set {number}: {error}") from error
     return sets
+
+
+def _tasks_of(entries: Sequence[Any]) -> list[str]:
+    found: dict[str, None] = {}
+    for entry in entries:
+        for key in ("task", "optional"):
+            named = entry.get(key) if isinstance(entry, dict) else None
+            found.update(dict.fromkeys([named] if isinstance(named, str) else named or []))
+    return list(found)
 
 
 @torch.inference_mode()
@@ -228,12 +283,16 @@ def evaluate(
     device: torch.device | str | None = None,
     told: bool = True,
     progress: Callable[[EvaluationSet, ImageResult], object] | None = None,
+    measures: Measures | None = None,
+    save: Path | None = None,
+    misled: bool = True,
 ) -> Evaluation:
-    """Restore every image of every set blind, one at a time and never tiled; with `told` also told its tasks, and
-    misled: told one that it does not have, another for each image.
+    """Restore every image of every set blind, one at a time and never tiled; with `told` also told its tasks, and with
+    `misled` too, told one that it does not have, another for each image.
 
     Images are cropped to multiples of 16 before they are restored, as the published protocol does (`r2r.metrics`). The
-    model is put in eval mode and moved to `device`, if one is given. progress: called after each image.
+    model is put in eval mode and moved to `device`, if one is given. progress: called after each image. measures: more
+    to measure of what is restored blind. save: a folder for it, `SET/NAME.png`.
     Raises InputError for no image, an empty bank, a task the bank holds nothing of, images below 7 x 7, and files that
     cannot be read.
     """
@@ -250,7 +309,12 @@ def evaluate(
         images = []
         for index in range(len(one.pairs)):
             labels = one.labels if told else None
-            result, elapsed = _evaluate_image(model, one.pairs[index], labels, _wrong(model, one, index), where)
+            pair, wrong = one.pairs[index], _wrong(model, one, index) if misled else None
+            result, image, elapsed = _evaluate_image(model, pair, labels, wrong, where)
+            if measures is not None:
+                result = replace(result, measures=measures(image, centre_crop(pair.hq)))
+            if save is not None:
+                save_restored(image, save, pair.name, one.name)
             images.append(result)
             seconds += elapsed
             if progress is not None:
@@ -258,7 +322,7 @@ def evaluate(
         results.append(_set_result(one, model.tasks, images))
     number = sum(len(one.images) for one in results)
     return Evaluation(
-        model.tasks, tuple(results), parameters, gmacs, seconds / number, peak_memory(where), _device_name(where)
+        model.tasks, tuple(results), parameters, gmacs, seconds / number, peak_memory(where), device_name(where)
     )
 
 
@@ -285,18 +349,18 @@ def _wrong(model: R2R, one: EvaluationSet, index: int) -> int | None:
 
 def _evaluate_image(
     model: R2R, pair: EvaluationPair, labels: tuple[int, ...] | None, wrong: int | None, device: torch.device
-) -> tuple[ImageResult, float]:
-    """labels: the tasks to tell, or None, then nothing is told. Also returns the seconds that restoring blind took."""
+) -> tuple[ImageResult, Tensor, float]:
+    """labels: the tasks to tell, or None, then nothing is told. Also returns the image restored blind [3, H, W] and the
+    seconds that took."""
+    check_size(pair)
     lq, hq = centre_crop(pair.lq)[None].to(device), centre_crop(pair.hq)
-    if min(hq.shape[1:]) < SSIM_WINDOW:
-        raise InputError(f"{pair.name}: {hq.shape[2]} x {hq.shape[1]}; at least 7 x 7 pixels are accepted")
-    _synchronise(device)
+    synchronise(device)
     start = time.perf_counter()
     features = model.encode(lq)
     query, value = model.query(features.deep)
     match = model.match(query)
     image = model.finish(lq, features, value, match)
-    _synchronise(device)
+    synchronise(device)
     elapsed = time.perf_counter() - start
 
     def telling(tasks: tuple[int, ...]) -> Quality:
@@ -317,7 +381,14 @@ def _evaluate_image(
         told=telling(labels) if labels else None,
         misled=telling((wrong,)) if labels is not None and wrong is not None else None,
     )
-    return result, elapsed
+    return result, image[0].cpu(), elapsed
+
+
+def check_size(pair: EvaluationPair) -> None:
+    """Raises InputError for an image that is too small to be measured."""
+    height, width = centre_crop(pair.hq).shape[1:]
+    if min(height, width) < SSIM_WINDOW:
+        raise InputError(f"{pair.name}: {width} x {height}; at least 7 x 7 pixels are accepted")
 
 
 def _told(model: R2R, labels: tuple[int, ...], device: torch.device) -> Tensor:
@@ -334,6 +405,10 @@ def _quality(image: Tensor, hq: Tensor) -> Quality:
 def _mean(qualities: Sequence[Quality]) -> Quality:
     number = len(qualities)
     return Quality(sum(one.psnr for one in qualities) / number, sum(one.ssim for one in qualities) / number)
+
+
+def _named(kind: str, quality: Quality | None) -> dict[str, float | None]:
+    return {f"{kind}_psnr": quality.psnr if quality else None, f"{kind}_ssim": quality.ssim if quality else None}
 
 
 def _cell(quality: Quality | None) -> str:
@@ -370,18 +445,10 @@ def _size(model: R2R) -> tuple[int, float]:
     return sum(p.numel() for p in model.parameters()) - training_only, counter.get_total_flops() / 2e9
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Lists and dictionaries with None for what is not finite, which JSON has no word for."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

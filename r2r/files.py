@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from r2r.errors import InputError
 
@@ -36,6 +38,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # renamed already, or never made
             temporary.unlink()
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows that share their keys, under a line of these, atomically. Raises InputError."""
+    with atomic_path(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def remove_temporaries(folder: str | Path) -> None:

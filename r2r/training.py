@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import copy
 import csv
+import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,13 +36,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from r2r import fast, ranks
 from r2r.config import FREE, SCHEDULE, PhaseConfig, TrainConfig, anchored
-from r2r.data.dataset import Source, TrainingPairs, worker_init
+from r2r.data.dataset import EvaluationPairs, Source, TrainingPairs, worker_init
 from r2r.data.sampler import EpochSampler
 from r2r.data.sizes import read_index, write_index
 from r2r.data.sources import PATHS, build_source
 from r2r.device import pick_device
 from r2r.errors import InputError
 from r2r.evaluation import evaluate, evaluation_set
+from r2r.extras import needed
 from r2r.files import atomic_path, remove_temporaries
 from r2r.losses import LossWeights, restoration_loss
 from r2r.model import R2R
@@ -50,7 +53,9 @@ from r2r.pretrained import HUB, WEIGHTS
 FIELDS = ("phase", "epoch", "step", "lr", "total", "pixel", "fft", "log_error", "degradation", "match", "psnr",
           "accuracy", "images_per_second", "valid_psnr", "valid_accuracy")  # fmt: skip
 
-LOG, INDEX = "log.csv", "sizes.json"
+VALIDATION_FIELDS = ("phase", "epoch", "step", "set", "psnr", "ssim", "told_psnr", "told_ssim", "accuracy")
+
+LOG, VALIDATION_LOG, INDEX = "log.csv", "validation.csv", "sizes.json"
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
 """What a run goes on from: the newest one, and the one before it for when that is damaged."""
 
@@ -157,11 +162,11 @@ class Trainer:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.ema = self._averaged() if config.ema else None
             self.phase, self.epoch, self.batch, self.step, self.best = "pretrain", 0, 0, 0, -math.inf
-            self.rows: list[dict[str, Any]] = []
             self.stop = StopSignal()
             self.optimiser = self._optimiser()
             self._resume()
             if self.leads:
+                self._check_room()
                 write_index(self.out / INDEX)
         self._check_together()
         self.network = self._shared()
@@ -174,9 +179,10 @@ class Trainer:
         SIGINT and SIGTERM end the run after the next step, once its state is saved, and then do what they did before.
         """
         if self.leads:
+            self._check_validation()
             record = replace(self.config, out=str(self.out.absolute()), accept=[])
             self._write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.structured(record)))
-        board: Any = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step) if self.leads else nullcontext()
+        board: Any = Boards(self.config, self.step) if self.leads else nullcontext()
         with self.stop, board as self.board:
             for name, phase in self._phases():
                 if name == "pretrain" and self.phase == "finetune":
@@ -245,7 +251,7 @@ class Trainer:
         started, images = time.perf_counter(), 0
         stopping = 0
         for lq, hq, labels in loader:
-            rate = learning_rate(phase, self.epoch + self.batch / per_epoch)
+            rate = learning_rate(phase, self.epoch + (0 if phase.by_epoch else self.batch / per_epoch))
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             torch.manual_seed(1_000_003 * self.config.seed + self.step)  # for the order of the bank's slots
@@ -345,9 +351,15 @@ class Trainer:
     def _validate(self, name: str) -> None:
         if not self.leads:
             return
-        result = evaluate(self._shown(), self.held_out, self.device, told=False)
-        row = {"valid_psnr": result.psnr, "valid_accuracy": result.accuracy}
-        self._log(name, row)
+        model = self._shown()
+        told = bool(model.bank.counts.all())  # or there is nothing to tell yet
+        result = evaluate(model, self.held_out, self.device, told, misled=False)
+        for one in result.sets:
+            told_by_name = {} if one.told is None else {"told_psnr": one.told.psnr, "told_ssim": one.told.ssim}
+            measured = {"psnr": one.blind.psnr, "ssim": one.blind.ssim, **told_by_name, "accuracy": one.accuracy}
+            self._append(VALIDATION_LOG, VALIDATION_FIELDS, {**self._place(name), "set": one.name, **measured})
+            self.board.add({f"valid/{one.name}/{key}": value for key, value in measured.items()}, self.step)
+        self._log(name, {"valid_psnr": result.psnr, "valid_accuracy": result.accuracy})
         self.display.say(
             f"{name} epoch {self.epoch}: held-out PSNR {result.psnr:.2f} dB, {result.accuracy:.0%} matched"
         )
@@ -407,6 +419,29 @@ class Trainer:
                     f"accepted: multiples of {multiple} such as {nearest}, or another number of processes"
                 )
 
+    def _check_validation(self) -> None:
+        """Read every photo of the validation sets whole, as a header does not show that a file was cut short."""
+        for one in self.held_out:
+            if isinstance(one.pairs, EvaluationPairs):
+                one.pairs.check()
+
+    def _check_room(self) -> None:
+        """Raises InputError where the disk cannot take the checkpoints and models that the run will write."""
+        state = _size(self.model.state_dict().values())
+        moments = 2 * _size(self.model.parameters())  # Adam's
+        checkpoint = state * (1 if self.ema is None else 2) + moments
+        kinds = [(checkpoint, [self.out / name for name in CHECKPOINTS])]
+        kinds.append((state, [self.out / name / WEIGHTS for name in ("last", "best")]))
+        needed = sum(  # each kind once more, as the new one is written beside
+            max(0, size * (len(paths) + 1) - sum(path.stat().st_size for path in paths if path.exists()))
+            for size, paths in kinds
+        )
+        free = shutil.disk_usage(self.out).free
+        if needed > free:
+            raise InputError(
+                f"{self.out}: the run's checkpoints and models need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+            )
+
     def _check_together(self) -> None:
         """Raises InputError where processes see different folders: they would wait for each other."""
         places = ranks.gathered([self.phase, self.epoch, self.batch, self.step])
@@ -432,17 +467,21 @@ class Trainer:
     def _log(self, phase: str, row: dict[str, float]) -> None:
         if not self.leads:
             return
-        self.rows.append({"phase": phase, "epoch": self.epoch, "step": self.step, **row})
-        for key, value in row.items():
-            self.board.add_scalar(f"{'valid' if key.startswith('valid') else 'train'}/{key}", value, self.step)
-        path = self.out / LOG
+        self.board.add({f"{'valid' if key.startswith('valid') else 'train'}/{key}": row[key] for key in row}, self.step)
+        self._append(LOG, FIELDS, {**self._place(phase), **row})
+
+    def _place(self, phase: str) -> dict[str, Any]:
+        return {"phase": phase, "epoch": self.epoch, "step": self.step}
+
+    def _append(self, name: str, names: Sequence[str], row: dict[str, Any]) -> None:
+        path = self.out / name
         try:
             fresh = not path.exists()
             with path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
+                writer = csv.DictWriter(file, names)
                 if fresh:
                     writer.writeheader()
-                writer.writerow({key: _short(value) for key, value in self.rows[-1].items()})
+                writer.writerow({key: _short(value) for key, value in row.items()})
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from error
 
@@ -489,7 +528,8 @@ class Trainer:
                     "use another out folder, or move it away"
                 )
             if self.leads:
-                (self.out / LOG).unlink(missing_ok=True)
+                for name in (LOG, VALIDATION_LOG):
+                    (self.out / name).unlink(missing_ok=True)
             return
         self._check_unchanged(state)
         self.phase, self.epoch, self.batch, self.step, self.best = state["position"]
@@ -509,7 +549,7 @@ class Trainer:
         except (RuntimeError, ValueError, AttributeError) as error:  # of settings that were accepted
             raise InputError(f"the state in {self.out} does not fit these settings: {_first_line(error)}") from error
         if self.leads:
-            self._cut_log()
+            self._cut_logs()
         self.display.say(f"going on with {self.out} at {self.phase} epoch {self.epoch}, step {self.step}")
 
     def _newest(self) -> dict[str, Any] | None:
@@ -560,26 +600,64 @@ class Trainer:
                     "former ones back, or go on with accept=[data]"
                 )
 
-    def _cut_log(self) -> None:
-        """Drop the rows of the log that the run will write again, and what was not written to its end."""
-        path = self.out / LOG
-        if not path.exists():
-            return
-        whole, _, _ = path.read_text(errors="replace").rpartition("\n")
-        for row in csv.DictReader(whole.splitlines()):
-            step = row.get("step") or ""
-            if None in row.values() or None in row or not step.isdecimal() or int(step) > self.step:
+    def _cut_logs(self) -> None:
+        """Drop the rows of the logs that the run will write again, and what was not written to its end."""
+        for name, names in ((LOG, FIELDS), (VALIDATION_LOG, VALIDATION_FIELDS)):
+            path = self.out / name
+            if not path.exists():
                 continue
-            if not (row["valid_psnr"] and int(step) == self.step and self.batch):  # that epoch is validated again
-                self.rows.append(row)
-        with atomic_path(path) as beside, beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+            whole, _, _ = path.read_text(errors="replace").rpartition("\n")
+            kept = []
+            for row in csv.DictReader(whole.splitlines()):
+                step = row.get("step") or ""
+                if None in row.values() or None in row or not step.isdecimal() or int(step) > self.step:
+                    continue
+                validates = name == VALIDATION_LOG or row["valid_psnr"]
+                if not (validates and int(step) == self.step and self.batch):  # that epoch is validated again
+                    kept.append(row)
+            with atomic_path(path) as beside, beside.open("w", newline="") as file:
+                writer = csv.DictWriter(file, names)
+                writer.writeheader()
+                writer.writerows(kept)
 
     def _write_text(self, name: str, text: str) -> None:
         with atomic_path(self.out / name) as path:
             path.write_text(text)
+
+
+class Boards:
+    """TensorBoard files in `out`, and a run of Weights & Biases where the configuration names a project.
+
+    Raises InputError where a project is named and the package is not there.
+    """
+
+    def __init__(self, config: TrainConfig, step: int) -> None:
+        self._files = SummaryWriter(str(Path(config.out, "tensorboard")), purge_step=step)
+        self._run: Any = None
+        if config.wandb:
+            try:
+                import wandb
+            except ImportError as error:
+                raise needed(str(error.name), f"wandb={config.wandb}", "'r2r-restore[wandb]'") from error
+            name = hashlib.sha256(os.path.realpath(config.out).encode()).hexdigest()[:16]
+            self._run = wandb.init(
+                project=config.wandb, id=name, resume="allow", name=Path(config.out).name, dir=config.out,
+                config=_container(config),
+            )  # fmt: skip
+
+    def add(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._files.add_scalar(name, value, step)
+        if self._run is not None:
+            self._run.log(values, step=step)
+
+    def __enter__(self) -> Boards:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
+        if self._run is not None:
+            self._run.finish(exit_code=int(error[0] is not None))
 
 
 class Tally:
@@ -630,6 +708,10 @@ class StopSignal:
     def _restore(self) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def _write(state: dict[str, Any], file: IO[bytes]) -> None:

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from r2r.data.degradations import Degradation
 from r2r.data.depth import DEPTH_ENCODINGS, plausible_depth, read_depth
 from r2r.data.folders import Pair, some
-from r2r.data.images import read_photo, read_rgb, to_float
+from r2r.data.images import map_rgb, read_photo, read_rgb, to_float
 from r2r.data.sizes import known_size
 from r2r.errors import InputError
 
@@ -249,6 +249,15 @@ class EvaluationPairs(Dataset[EvaluationPair]):
             for path in _paths(pair):
                 known_size(path)
 
+    def check(self) -> None:
+        """Read every file whole. Raises InputError where one is damaged, or the photos of a pair differ in size."""
+        for pair in self.source.pairs:
+            clean = read_rgb(pair.clean)
+            if pair.degraded is not None:
+                _check_match(pair.degraded, read_rgb(pair.degraded), clean)
+            if pair.depth is not None:
+                _check_match(pair.depth, read_depth(pair.depth, self.source.depth_encoding), clean)
+
     def __len__(self) -> int:
         return len(self.source.pairs)
 
@@ -342,6 +351,8 @@ class _ArrayCache:
         array = self._arrays.pop(path, None)
         if array is None:
             array = read(path)
+            if isinstance(array, np.memmap):  # the system keeps what is read of it
+                return np.asarray(array)
             self.size += array.nbytes
         self._arrays[path] = array
         while self.size > self.limit:
@@ -373,7 +384,10 @@ def _label(source: Source, num_tasks: int, mixtures: bool) -> torch.Tensor:
 
 
 def _read_samples(path: Path) -> np.ndarray:
-    """As `read_rgb`, in the type of the file's samples: uint8, uint16 or float32."""
+    """As `read_rgb`, in the type of the file's samples: uint8, uint16 or float32. An uncompressed TIFF is mapped."""
+    mapped = map_rgb(path)
+    if mapped is not None:
+        return mapped
     pixels = read_photo(path).pixels
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 

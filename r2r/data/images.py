@@ -171,6 +171,25 @@ def read_rgb(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
+def map_rgb(path: Path) -> np.memmap | None:
+    """The samples [H, W, 3] of an uncompressed RGB TIFF of 8 or 16 bits, of which only what is used is read; None for
+    any other file, damaged ones too: `read_photo` says what is wrong with them."""
+    if path.suffix.lower() not in FORMATS["TIFF"].suffixes:
+        return None
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            plain = page.is_memmappable and page.photometric == tifffile.PHOTOMETRIC.RGB and len(file.pages) == 1
+            shape = (page.imagelength, page.imagewidth, 3)
+            whole = page.shape == shape and page.dtype in (np.uint8, np.uint16) and _tiff_orientation(page) == 1
+            if not (plain and whole):
+                return None
+            dtype = np.dtype(page.dtype).newbyteorder(file.byteorder)
+            return np.memmap(path, dtype, "r", page.dataoffsets[0], shape)
+    except (OSError, ValueError, tifffile.TiffFileError):
+        return None
+
+
 def read_photo(source: str | Path | IO[bytes]) -> Photo:
     """An image file with all that `write_photo` needs to keep. Raises InputError, naming the file.
 

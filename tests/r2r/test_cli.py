@@ -91,7 +91,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_of_every_command_has_an_example() -> None:
     overview = r2r("--help")
     assert overview.returncode == 0
-    for command in ("demo", "train", "restore", "evaluate", "degrade", "bank", "convert", "export", "env"):
+    commands = "demo train ablate restore evaluate complexity curves degrade unpack bank convert export env"
+    for command in commands.split():
         assert command in overview.stdout
         page = r2r(command, "--help")
         assert page.returncode == 0
@@ -255,8 +256,13 @@ def test_degrade_then_evaluate(model: Path, photos: Path, tmp_path: Path) -> Non
     refused(r2r("degrade", photos, "--out", tmp_path / "new", "--as", "sleet"), "sleet")
 
     result = r2r("evaluate", "--model", model, "--task", "derain", "--pairs", tmp_path / "pairs",
-                 "--json", tmp_path / "result.json")  # fmt: skip
+                 "--json", tmp_path / "result.json", "--csv", tmp_path / "result.csv", "--save", tmp_path / "saved",
+                 "--plot", tmp_path / "confusion.png")  # fmt: skip
     assert result.returncode == 0, result.stderr
+    assert "psnr_y" in result.stdout
+    assert len((tmp_path / "result.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "saved" / "derain" / "more" / "cup.png").exists()
+    assert (tmp_path / "confusion.png").exists()
     assert "GMAC at 224 x 224" in result.stdout
     written = json.loads((tmp_path / "result.json").read_text())
     assert len(written["sets"][0]["images"]) == 2
@@ -276,6 +282,9 @@ def test_degrade_then_evaluate(model: Path, photos: Path, tmp_path: Path) -> Non
     assert result.returncode == 0, result.stderr
     assert "noise 25" in result.stdout
     refused(r2r("evaluate", "--model", model), "give a YAML file of sets, or --task")
+    theirs = r2r("evaluate", "--task", "derain", "--pairs", tmp_path / "pairs", "--method", tmp_path / "saved")
+    assert theirs.returncode == 0, theirs.stderr
+    assert "saved" in theirs.stdout
     refused(r2r("evaluate", "--model", model, "--task", "derain", "--pairs", photos), "degraded")
     refused(r2r("evaluate", "--model", model, "--task", "dehaze", "--clean", photos), "unknown task 'dehaze'")
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from r2r import R2R
+from r2r.ablation import dotted
 from r2r.config import load_config
 from r2r.data.degradations import parse_degradation
 from r2r.data.layouts import LAYOUTS, REPEATS, cdd11_tasks
@@ -15,7 +17,9 @@ from r2r.training import learning_rate
 
 FOLDER = Path(__file__).parents[2] / "configs"
 SETS = sorted([*FOLDER.glob("evaluate_*.yaml"), *FOLDER.glob("calibrate_*.yaml")])
-CONFIGS = sorted({*FOLDER.glob("*.yaml")} - {*SETS})
+PAPER = [FOLDER / "paper" / f"{name}.yaml" for name in ("three_tasks", "five_tasks", "mixtures")]
+CONFIGS = [*sorted({*FOLDER.glob("*.yaml")} - {*SETS}), *PAPER]
+GRIDS = [path for path in sorted(FOLDER.glob("*/*.yaml")) if "variants" in yaml.safe_load(path.read_text())]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -32,23 +36,55 @@ def test_every_configuration_loads(path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "tasks"), [("three_tasks", 3), ("five_tasks", 5)])
 def test_published_repeats(name: str, tasks: int) -> None:
-    config = load_config(next(path for path in CONFIGS if path.stem == name))
+    config = load_config(FOLDER / "paper" / f"{name}.yaml")
     assert {entry["task"]: entry.get("repeat", 1) for entry in config.data} == REPEATS[tasks]
 
 
 def test_the_mixtures_repeat_as_published() -> None:
-    data = load_config(FOLDER / "mixtures.yaml").data
+    data = load_config(FOLDER / "paper" / "mixtures.yaml").data
     assert [entry.get("repeat") for entry in data] == [9] * 11
+    classes = {entry["class"] for entry in data}
+    sets = yaml.safe_load((FOLDER / "paper" / "evaluate_mixtures.yaml").read_text())["sets"]
+    assert {entry["class"] for entry in sets} == classes
+    for entry in sets:
+        named = entry["task"]
+        assert cdd11_tasks(entry["class"]) == ((named,) if isinstance(named, str) else tuple(named))
 
 
-@pytest.mark.parametrize("name", ["three_tasks", "five_tasks", "mixtures"])
-def test_the_papers_configurations_have_its_schedule(name: str) -> None:
-    config = load_config(FOLDER / f"{name}.yaml")
-    assert (config.pretrain.warmup_end, config.pretrain.cosine_end) == (15, 270)
-    assert (config.pretrain.batch_size, config.finetune.batch_size) == (
-        {"three_tasks": 64, "five_tasks": 120, "mixtures": 96}[name],
-        32,
-    )
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_papers_configurations_have_its_recipe(path: Path) -> None:
+    config = load_config(path)
+    first, second = config.pretrain, config.finetune
+    batch = {"three_tasks": 64, "five_tasks": 120, "mixtures": 96}[path.stem]
+    assert (first.epochs, first.crop, first.batch_size, second.epochs, second.crop, second.batch_size) == (
+        240, 128, batch, 30, 224, 32,
+    )  # fmt: skip
+    assert (first.warmup_end, first.cosine_end, first.lr, first.warmup_lr) == (15, 270, 2e-4, 1e-7)
+    assert (second.warmup_end, second.cosine_end, second.lr, second.final_lr) == (0, 30, 1e-6, 1e-8)
+    assert first.by_epoch
+    assert second.by_epoch
+    loss = config.loss
+    assert (loss.pixel, loss.fft, loss.degradation, loss.match, loss.label_smoothing) == (1, 0.125, 0.1, 0.1, 0.1)
+    assert (config.clip_norm, config.ema, config.mislead, config.precision) == (0.01, 0, 0, "fp32")
+    assert config.model == {"similarity": "published", "padding": "zeros", "residual": "mean"}
+    assert PRESETS[config.preset]["capacity"] == 64
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_variant_of_a_grid_is_a_configuration(path: Path) -> None:
+    grid = yaml.safe_load(path.read_text())
+    whole = load_config(path.parent / grid["base"])
+    named = {entry["task"] for entry in yaml.safe_load((path.parent / grid["sets"]).read_text())["sets"]}
+    seen = []
+    for changes in grid["variants"].values():
+        config = load_config(path.parent / grid["base"], dotted(changes))
+        assert {*config.tasks} <= named
+        own = [entry for entry in config.data if entry["task"] in config.tasks]
+        assert {entry["task"] for entry in own} == {*config.tasks}
+        R2R(**{**PRESETS[config.preset], "tasks": config.tasks, "width": 4, **config.model})
+        assert config not in seen
+        seen.append(config)
+    assert whole in seen  # something to compare with
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

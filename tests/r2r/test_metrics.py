@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
+from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from r2r.metrics import centre_crop, psnr, ssim
+from r2r import InputError
+from r2r.metrics import Measures, centre_crop, luma, psnr, psnr_y, ssim, ssim_y
 
 CLEAN = torch.from_numpy(skimage.data.chelsea()[:96, 100:228]).movedim(-1, 0).float() / 255
 NOISY = CLEAN + 0.1 * torch.randn(CLEAN.shape, generator=torch.Generator().manual_seed(0))
@@ -58,3 +62,46 @@ def test_centre_crop(size: tuple[int, int], expected: tuple[int, int]) -> None:
 def test_ssim_needs_seven_pixels() -> None:
     with pytest.raises(ValueError, match="win_size"):
         ssim(CLEAN[:, :6], CLEAN[:, :6])
+
+
+def test_luma_is_that_of_matlab() -> None:
+    assert luma(CLEAN)[0].numpy() * 255 == pytest.approx(rgb2ycbcr(numpy(CLEAN))[..., 0], abs=1e-3)
+
+
+def test_on_luma_the_window_is_that_of_wang() -> None:
+    noisy, clean = (luma(x.clamp(0, 1)).double() for x in (NOISY, CLEAN))
+    error = (noisy - clean).square().mean().item()
+    assert psnr_y(NOISY, CLEAN).item() == pytest.approx(-10 * math.log10(error), abs=1e-4)
+    offsets = torch.arange(-5, 6).double()
+    line = torch.exp(-offsets.square() / (2 * 1.5**2))
+    window = (line[:, None] * line / line.sum() ** 2)[None, None]
+
+    def smooth(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(x[None], window)
+
+    a, b = smooth(noisy), smooth(clean)
+    variances = smooth(noisy * noisy) - a * a + smooth(clean * clean) - b * b
+    covariance = smooth(noisy * clean) - a * b
+    c1, c2 = 0.01**2, 0.03**2
+    by_hand = (2 * a * b + c1) * (2 * covariance + c2) / ((a * a + b * b + c1) * (variances + c2))
+    assert ssim_y(NOISY, CLEAN) == pytest.approx(by_hand.mean().item(), abs=1e-6)
+
+
+def test_measures_are_named() -> None:
+    measured = Measures()(NOISY, CLEAN)
+    assert measured["psnr"] == psnr(NOISY, CLEAN).item()
+    assert measured["ssim_y"] == ssim_y(NOISY, CLEAN)
+    assert Measures()(CLEAN, CLEAN)["psnr_y"] == 100
+    assert math.isnan(Measures()(CLEAN[:, :9], CLEAN[:, :9])["ssim_y"])
+    with pytest.raises(InputError, match="unknown metric 'fid'; accepted: lpips, niqe"):
+        Measures(["fid"])
+
+
+def test_weights_are_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("torchmetrics") is None:
+        pytest.skip("torchmetrics, of the extra `metrics`, is not installed")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    with pytest.raises(InputError, match=r"^lpips needs a file .* fetch https://\S+/alexnet-\w+-\w+\.pth to \S+$"):
+        Measures(["lpips"])
+    assert not list(tmp_path.rglob("*.pth"))

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from r2r import R2R, fast
 from r2r.data.images import write_rgb
 from r2r.losses import LossWeights, classification, restoration_loss
+from r2r.model import TrainingOutput
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -140,14 +141,17 @@ def test_all_weights_may_be_bfloat16(kind: type[R2R], mixtures: bool) -> None:
 
 
 @kinds
-def test_checkpointing_the_whole_model_changes_nothing(kind: type[R2R]) -> None:
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_the_whole_model_changes_nothing(kind: type[R2R], reentrant: bool) -> None:
     plain, checkpointed = new_model(kind), new_model(kind)
     for step, stage in enumerate((0, 1, 1)):
         lq, hq, ref_lq, ref_hq = images(step)
         for model in (plain, checkpointed):
             torch.manual_seed(step)
-            given = (lq, LABELS, (ref_lq, ref_hq, LABELS), stage)
-            output = model(*given) if model is plain else checkpoint(model, *given, use_reentrant=False)
+            # Reentrant checkpointing asks for an input that needs a gradient, and forgets the names of a tuple.
+            given = (lq.clone().requires_grad_(reentrant), LABELS, (ref_lq, ref_hq, LABELS), stage)
+            output = model(*given) if model is plain else checkpoint(model, *given, use_reentrant=reentrant)
+            output = TrainingOutput(*output)
             model.zero_grad()
             restoration_loss(output, hq, LABELS, LABELS, LossWeights())["total"].backward()
         for (name, wanted), got in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):

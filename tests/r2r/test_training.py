@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from skimage import data
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from r2r import R2R, InputError
 from r2r.config import PhaseConfig, TrainConfig, load_config
 from r2r.data import sizes
 from r2r.data.images import write_rgb
+from r2r.evaluation import evaluate
+from r2r.figures import plot_curves
 from r2r.training import CHECKPOINTS, Silent, Trainer, learning_rate
 from tests.conftest import TINY
 
@@ -249,7 +254,7 @@ def test_a_run_can_be_made_longer(photos: Path, tmp_path: Path) -> None:
     assert (trainer.phase, trainer.epoch) == ("finetune", 1)
     trainer.run()
     assert trainer.step == 2 * 3 + 2 * 2
-    assert trainer.rows[-1]["lr"] <= 1e-5
+    assert float(log(tmp_path)[-1]["lr"]) <= 1e-5
 
 
 def test_the_rate_holds_before_it_falls() -> None:
@@ -362,22 +367,116 @@ def test_another_validation_set_starts_a_new_best(photos: Path, tmp_path: Path) 
     assert Trainer(config).best == -math.inf
 
 
+class Damage(Silent):
+    """Cuts a photo short at the first update."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def update(self, done: int, row: dict[str, float]) -> None:
+        self.path.write_bytes(self.path.read_bytes()[:1000])
+
+
 def test_validation_that_fails_loses_no_epoch(photos: Path, tmp_path: Path) -> None:
     whole = Trainer(short(photos, tmp_path / "whole", save_every=100)).run()
     own = tmp_path / "photos"
     shutil.copytree(photos, own)
     image = (own / "coffee.png").read_bytes()
-    (own / "coffee.png").write_bytes(image[: len(image) // 2])
     validation = [{"task": "denoise", "clean": str(own), "sigma": 25}]
     config = short(photos, tmp_path / "run", save_every=100, validation=validation)
+    with pytest.raises(InputError, match=r"coffee\.png: damaged or cut short"):
+        Trainer(config, Damage(own / "coffee.png")).run()
     for _ in range(2):
-        with pytest.raises(InputError, match=r"coffee\.png: damaged or cut short"):
-            Trainer(config).run()
         trainer = Trainer(config)
         assert (trainer.epoch, trainer.batch, trainer.step) == (0, 2, 2)
+        with pytest.raises(InputError, match=r"coffee\.png: damaged or cut short"):
+            trainer.run()
     (own / "coffee.png").write_bytes(image)
     assert same(weights(Trainer(config).run()), weights(whole))
     assert log(tmp_path / "run") == log(tmp_path / "whole")
+
+
+def test_a_damaged_validation_photo_is_refused_before_the_first_step(photos: Path, tmp_path: Path) -> None:
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    path = own / "coffee.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    trainer = Trainer(short(photos, tmp_path / "run", validation=[{"task": "denoise", "clean": str(own), "sigma": 25}]))
+    with pytest.raises(InputError, match=r"coffee\.png: damaged or cut short"):
+        trainer.run()
+    assert trainer.step == 0
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_refused_at_the_start(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = short(photos, tmp_path / "run")
+    trainer = Trainer(config)
+    trainer.run()
+    written = {path.name: path.stat().st_size for path in (tmp_path / "run").glob("*.ckpt")}
+    model = (tmp_path / "run" / "last" / "model.safetensors").stat().st_size
+    needed = 3 * max(written.values()) + 3 * model
+    usage = namedtuple("usage", "total used free")
+
+    def disk(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 0, free))
+
+    disk(int(0.7 * needed))
+    with pytest.raises(InputError, match=r"checkpoints and models need 0\.0\d GB, 0\.0\d GB are free"):
+        Trainer(replace(config, out=str(tmp_path / "new")))
+    disk(int(1.3 * needed))
+    Trainer(replace(config, out=str(tmp_path / "new")))
+    disk(int(0.6 * needed))  # what the run holds already is not needed again
+    Trainer(config)
+
+
+def test_each_validation_set_has_a_curve_blind_and_told(photos: Path, tmp_path: Path) -> None:
+    dark = {"name": "dark", "task": "lowlight", "clean": str(photos)}
+    config = configuration(photos, tmp_path / "run")
+    config.validation.append(dark)
+    trainer = Trainer(config)
+    model = trainer.run()
+    rows = [*csv.DictReader((tmp_path / "run" / "validation.csv").read_text().splitlines())]
+    assert [(row["phase"], row["step"], row["set"]) for row in rows] == [
+        (phase, step, name) for phase, step in (("pretrain", "3"), ("pretrain", "6"), ("finetune", "8"))
+        for name in ("denoise", "dark")
+    ]  # fmt: skip
+    result = evaluate(model, trainer.held_out, misled=False)
+    for row, one in zip(rows[-2:], result.sets, strict=True):
+        assert one.told is not None
+        assert one.misled is None
+        expected = (one.blind.psnr, one.blind.ssim, one.told.psnr, one.told.ssim, one.accuracy)
+        found = [float(row[key]) for key in ("psnr", "ssim", "told_psnr", "told_ssim", "accuracy")]
+        assert found == pytest.approx(expected, rel=1e-4)
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert len(board.Scalars("valid/dark/told_psnr")) == 3
+    plot_curves(tmp_path / "run", tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size[0] > 1000
+    with pytest.raises(InputError, match="has validated nothing yet"):
+        plot_curves(tmp_path, tmp_path / "curves.png")
+
+
+def test_a_run_is_reported_to_weights_and_biases_where_asked(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    config = configuration(photos, tmp_path / "run", wandb="restoration")
+    with pytest.raises(
+        InputError, match=r"wandb=restoration needs the package wandb: pip install 'r2r-restore\[wandb\]'"
+    ):
+        Trainer(config).run()
+
+
+@pytest.mark.parametrize("by_epoch", [False, True])
+def test_the_rate_moves_with_every_batch_or_once_an_epoch(photos: Path, tmp_path: Path, by_epoch: bool) -> None:
+    config = configuration(photos, tmp_path, validation=[], finetune=PhaseConfig())
+    config.pretrain.by_epoch = by_epoch
+    Trainer(config).run()
+    rates = [float(row["lr"]) for row in log(tmp_path)]
+    expected = [
+        learning_rate(config.pretrain, epoch if by_epoch else epoch + i / 3) for epoch in (0, 1) for i in range(3)
+    ]
+    assert rates == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(photos: Path, tmp_path: Path) -> None:
