@@ -3,7 +3,7 @@
 `Work` counts bytes that must move (each input read once, each output written once; where an operator cannot start its
 second part before the first is whole, what lies between goes out and in) and floating-point operations that must be
 done, two for a multiplication and an addition, convolutions and matrix products only: the rule of PyTorch's FLOP
-counter, which the formulas registered in `r2r_kernels.library` follow. `backward=True` counts forward and backward
+counter, which the formulas registered in `r2r_kernels.operators` follow. `backward=True` counts forward and backward
 together; NAF operators compute again what they do not keep.
 """
 

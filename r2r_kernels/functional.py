@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2r_kernels import library  # noqa: F401  (registers torch.ops.r2r)
-from r2r_kernels.operators import gated_feed_forward as _gated_feed_forward  # noqa: F401  (registers one more)
+from r2r_kernels import operators  # noqa: F401  (registers torch.ops.r2r)
 from r2r_kernels.reference import GatedFeedForwardParams, Mode, NAFBlockParams, task_mask
 
 __all__ = [

@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import as_images, as_rows
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import as_images, as_rows
 
 _STRIPS: list[Config] = [
     {"BW": bw, "BH": bh, "rows": rows, "num_warps": warps}

@@ -3,7 +3,7 @@
 As naf_block's second half, without its third convolution: x in, x + gamma * conv2(gate(conv1(norm(x)))) out, the hidden
 channels in registers, BH at a time. One small launch before it folds norm and gamma into the convolutions. Its tile is
 that of `naf_block.second_half`, which does the same and a matrix more. The backward is put together from the operators
-(`r2r_kernels.backward`).
+(`operators/gated_feed_forward.py`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import as_images, as_rows
 from r2r_kernels.reference import GatedFeedForwardParams
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import as_images, as_rows
 from r2r_kernels.triton.naf_block import _feed_forward, _fitting, _fold_square, _fold_widening, _pixels
 from r2r_kernels.triton.products import precision
 

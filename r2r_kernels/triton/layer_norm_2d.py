@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import is_channels_last, memory_format
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import is_channels_last, memory_format
 
 # Programs of backward: several for each multiprocessor of any GPU, few enough that their partial sums cost nothing.
 PROGRAMS = 1024

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import as_images, as_rows
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import as_images, as_rows
 
 CANDIDATES: dict[str, list[Config]] = {
     "": [{"BI": bi, "num_warps": warps} for bi, warps in ((128, 1), (256, 2), (256, 4), (512, 4), (1024, 4))]

@@ -24,10 +24,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import as_images, as_rows
 from r2r_kernels.reference import NAFBlockParams
 from r2r_kernels.triton import configs, depthwise_gate
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import as_images, as_rows
 from r2r_kernels.triton.products import precision, product
 
 # What a sweep may try, by kernel. Of the first half, configurations above 64 channels too: the default leaves those to

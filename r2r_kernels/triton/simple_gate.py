@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import is_channels_last, memory_format
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import is_channels_last, memory_format
 
 _TILES: list[Config] = [
     {"elements": e, "num_warps": w} for e, w in ((1024, 2), (1024, 4), (2048, 4), (4096, 4), (4096, 8))

@@ -13,8 +13,9 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import r2r_kernels.functional as F
-from r2r_kernels import library, reference
+from r2r_kernels import reference
 from r2r_kernels.nn import BankRetrieval
+from r2r_kernels.operators import bank_retrieve
 from tests.r2r_kernels.rule import Operator, answers, assert_follows, assert_same_bits
 
 UNEVEN = [6, 2, 0, 4]
@@ -210,8 +211,8 @@ def test_the_host_never_waits_for_a_device() -> None:
         for task in (None, 1, torch.tensor([3, 0, 1]), torch.zeros(3, dtype=torch.int64, device="meta")):
             readout, scores = F.bank_retrieve(query, keys, values, counts, scale, task, mode)
             told = task.to("meta") if isinstance(task, Tensor) else None
-            *_, weights = library._bank_retrieve(query, keys, values, counts, scale, told, mode)
-            gradients = library._bank_retrieve_backward(readout, scores, query, keys, values, counts, scale, weights)
+            *_, weights = bank_retrieve.forward(query, keys, values, counts, scale, told, mode)
+            gradients = bank_retrieve.backward(readout, scores, query, keys, values, counts, scale, weights)
             assert [g.shape for g in gradients] == [t.shape for t in (query, keys, values, scale)]
 
 

@@ -89,7 +89,7 @@ def compiled(launch: Launch, arch: str, aligned: bool) -> Usage:
 
 def binary(launch: Launch, arch: str, aligned: bool) -> Any:
     """Compile with (aligned) or without the hints that sizes, and of the streaming operators pointers, are multiples
-    of 16. Launchers of the others see to it that pointers are (`layout.as_rows`)."""
+    of 16. Launchers of the others see to it that pointers are (`operators.layout.as_rows`)."""
     pointers = aligned or not launch.name.startswith(("layer_norm_2d.", "simple_gate."))
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from r2r_kernels.operators.layout import memory_format
 from r2r_kernels.reference import NAFBlockParams, layer_norm_2d
 from r2r_kernels.reference import naf_block as reference
 from r2r_kernels.triton import configs, naf_block
-from r2r_kernels.triton.layout import memory_format
 from tests.r2r_kernels.triton.launches import params
 
 # Each way through the block: its first half in one kernel (half, up to 64 channels), conv1 on its own (more, or
