@@ -1,4 +1,4 @@
-"""Registers `gated_feed_forward`, the second half of a NAF block."""
+"""Registers `gated_feed_forward`, the feed-forward branch of a NAF block with its residual."""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ class Launch(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.kernel.__module__.rsplit('.', 1)[1]}.{self.kernel.__name__.lstrip('_')}"
+        operator = self.kernel.__module__.removeprefix("r2r_kernels.triton.").partition(".")[0]
+        return f"{operator}.{self.kernel.__name__.lstrip('_')}"
 
     @property
     def choices(self) -> dict[str, Any]:
