@@ -360,7 +360,7 @@ def main() -> None:
     with pytest.MonkeyPatch.context() as patch:
         found = [one for size in (*LEVELS, DEEP) for one in block(size, patch)]
         for case in kernels.cases():
-            # What PyTorch computes by itself is not predicted: the backward of the second half alone.
+            # What PyTorch computes by itself is not predicted: the backward of the feed-forward branch alone.
             if not case.name.startswith("naf_block") and case.name != "gated_feed_forward backward":
                 of_case, seconds = gated_conv(case) if case.name.startswith("gated_conv") else operator(case, patch)
                 found += of_case

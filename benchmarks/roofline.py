@@ -61,11 +61,11 @@ def depthwise_gate(n: int, c: int, h: int, w: int, itemsize: int, backward: bool
 
 
 def naf_block(n: int, c: int, h: int, w: int, itemsize: int, backward: bool = False) -> Work:
-    """Forward, 5 passes: x in, gated features out, and, once their mean is known, both in and y out.
+    """Forward, 5 passes: x in, gated features out, and, once their mean is known, both in and the result out.
 
-    Backward, 9 passes: the gated features once more (x in, gated out), the second half (x, gated and dy in, the
-    gradient of y between the halves out), and, once the attention's gradient is known, the first half (x and that
-    gradient in, dx out). Only the last convolution needs not be computed again.
+    Backward, 9 passes: the gated features once more (x in, gated out); the feed-forward branch (x, gated and the
+    result's gradient in, the gradient of the branch's input out); once the attention's gradient is known, the attention
+    branch (x and that gradient in, dx out). Only the last convolution need not be computed again.
     """
     image, weights = n * c * h * w, 6 * c * c + 32 * c
     forward = Work((5 * image + weights) * itemsize, 2 * n * c * (h * w * (6 * c + 18) + c))

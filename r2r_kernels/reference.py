@@ -45,7 +45,7 @@ class NAFBlockParams(NamedTuple):
 
 
 class GatedFeedForwardParams(NamedTuple):
-    """Parameters of the second half of a NAF block with C channels.
+    """Parameters of the feed-forward branch of a NAF block with C channels, its second half.
 
     `norm_*` [C]; `conv1_weight` [2C, C, 1, 1]; `conv2_weight` [C, C, 1, 1]; biases of the same number of outputs;
     `gamma` [1, C, 1, 1].
@@ -162,7 +162,9 @@ def _attention_branch(x: Tensor, p: NAFBlockParams, eps: float, window: Sequence
 
 
 def gated_feed_forward(x: Tensor, params: GatedFeedForwardParams, eps: float = 1e-6) -> Tensor:
-    """The second half of a NAF block: x + gamma * conv2(simple_gate(conv1(layer_norm_2d(x)))) (NAFNet, figure 3).
+    """The feed-forward branch of a NAF block, its second half (NAFNet, figure 3).
+
+    x + gamma * conv2(simple_gate(conv1(layer_norm_2d(x)))).
 
     x [N, C, H, W] -> [N, C, H, W].
     """

@@ -1,4 +1,4 @@
-"""Registers an operator with PyTorch, in the namespace `r2r`: `register` is told all that PyTorch knows of it."""
+"""Registers operators with PyTorch, in the namespace `r2r`: `register` takes all that PyTorch knows of one."""
 
 from __future__ import annotations
 

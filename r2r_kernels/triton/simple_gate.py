@@ -38,6 +38,7 @@ def _tile(outer, inner, BO: tl.constexpr, BI: tl.constexpr):
 
 @triton.jit(do_not_specialize=["outer"])
 def _forward(x_ptr, y_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
+    """x [outer, 2, inner] -> y [outer, inner], the first half times the second: a program takes BO x BI values."""
     out, first, exists = _tile(outer, inner, BO, BI)
     a = tl.load(x_ptr + first, mask=exists, other=0.0).to(tl.float32)
     b = tl.load(x_ptr + first + inner, mask=exists, other=0.0).to(tl.float32)
@@ -46,6 +47,7 @@ def _forward(x_ptr, y_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
 
 @triton.jit(do_not_specialize=["outer"])
 def _backward(dy_ptr, x_ptr, dx_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
+    """dy [outer, inner], x [outer, 2, inner] -> dx like x."""
     out, first, exists = _tile(outer, inner, BO, BI)
     dy = tl.load(dy_ptr + out, mask=exists, other=0.0).to(tl.float32)
     a = tl.load(x_ptr + first, mask=exists, other=0.0).to(tl.float32)
