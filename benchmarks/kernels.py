@@ -218,23 +218,23 @@ def _part(name: str, size: Size) -> Callable[[torch.device, torch.dtype], Call]:
         if name == "fold":
             return lambda: naf_block.fold(raw, dtype)
         p, rows = naf_block.fold(raw, dtype), _rows(size, 1, device, dtype)
-        if name == "first_half":
-            config = configs.lookup("naf_block.first_half", size[1], rows, size[0] * size[2] * size[3])
+        if name == "gated":
+            config = configs.lookup("naf_block.gated", size[1], rows, size[0] * size[2] * size[3])
             if config is not None:
-                return lambda: naf_block.first_half(rows, p, eps, config)
-        hidden = naf_block.norm_conv(rows, p.conv1, p.conv1_bias, eps)
+                return lambda: naf_block.make_gated(rows, p, eps, config)
+        hidden = naf_block.make_hidden(rows, p.conv1, p.conv1_bias, eps)
         gated, pool = depthwise_gate.on_rows(hidden, p.taps, p.conv2_bias)
-        _mean, scale = naf_block.attention(pool, p, size[2] * size[3])
+        _mean, scale = naf_block.make_attention(pool, p, size[2] * size[3])
         steps: dict[str, Call] = {
-            "first_half": lambda: depthwise_gate.on_rows(
-                naf_block.norm_conv(rows, p.conv1, p.conv1_bias, eps), p.taps, p.conv2_bias
+            "gated": lambda: depthwise_gate.on_rows(
+                naf_block.make_hidden(rows, p.conv1, p.conv1_bias, eps), p.taps, p.conv2_bias
             ),
-            "norm_conv": lambda: naf_block.norm_conv(rows, p.conv1, p.conv1_bias, eps),
+            "hidden": lambda: naf_block.make_hidden(rows, p.conv1, p.conv1_bias, eps),
             "depthwise": lambda: depthwise_gate.on_rows(hidden, p.taps, p.conv2_bias),
-            "attention": lambda: naf_block.attention(pool, p, size[2] * size[3]),
-            "second_half": lambda: naf_block.attend(rows, gated, pool, p, eps),
-            "second_half_backward": lambda: naf_block.second_half_backward(rows, rows, gated, scale, p, eps),
-            "norm_conv_backward": lambda: naf_block.norm_conv_backward(hidden, rows, rows, p.conv1, eps),
+            "attention": lambda: naf_block.make_attention(pool, p, size[2] * size[3]),
+            "result": lambda: naf_block.attend(rows, gated, pool, p, eps),
+            "result_backward": lambda: naf_block.result_backward(rows, rows, gated, scale, p, eps),
+            "hidden_backward": lambda: naf_block.hidden_backward(hidden, rows, rows, p.conv1, eps),
         }
         return steps[name]
 
@@ -247,21 +247,21 @@ def block_work(name: str, size: Size, itemsize: int) -> Work:
     image = n * c * h * w
     passes, products, taps = {
         "fold": (0, 0, 0),
-        "first_half": (2, 2, 2),
-        "norm_conv": (3, 2, 0),
+        "gated": (2, 2, 2),
+        "hidden": (3, 2, 0),
         "depthwise": (3, 0, 2),
         "attention": (0, 0, 0),
-        "second_half": (3, 4, 0),
-        "second_half_backward": (9, 8, 0),
-        "norm_conv_backward": (6, 2, 0),
+        "result": (3, 4, 0),
+        "result_backward": (9, 8, 0),
+        "hidden_backward": (6, 2, 0),
     }[name]
     weights = {"fold": 12 * c * c, "attention": c * c}.get(name, products * c * c)
     flops = 2 * image * (products * c + 9 * taps) + (2 * n * c * c if name == "attention" else 0)
     return Work((passes * image + weights) * itemsize, flops)
 
 
-STAGES = ("fold", "first_half", "norm_conv", "depthwise", "attention", "second_half", "second_half_backward",
-          "norm_conv_backward")  # fmt: skip
+STAGES = ("fold", "gated", "hidden", "depthwise", "attention", "result", "result_backward",
+          "hidden_backward")  # fmt: skip
 
 
 def cases(sizes: Sequence[Size] | None = None) -> list[Case]:
@@ -379,12 +379,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def float32_products(rows: Path, device: torch.device) -> None:
     """Whether three TF32 products on tensor cores could take the place of float32 FMAs: errors and times of both."""
-    from r2r_kernels.triton import naf_block
+    from r2r_kernels.triton import products
 
-    own = naf_block.precision
+    own = products.precision
     for mode in ("ieee", "tf32x3"):
         row: dict[str, Any] = {"name": f"naf_block float32 {mode}", "size": size_name(DEEP)}
-        naf_block.precision = lambda x, mode=mode: mode  # type: ignore[misc]
+        products.precision = lambda x, mode=mode: mode  # type: ignore[misc]
         try:
             write(rows, **row, **judge("naf_block", 256, (28, 28), device, torch.float32))
             call = _operator("naf_block", DEEP, False)(device, torch.float32)
@@ -394,7 +394,7 @@ def float32_products(rows: Path, device: torch.device) -> None:
             traceback.print_exc()
             write(rows, **row, note=f"{type(problem).__name__}: {problem}"[:120])
         finally:
-            naf_block.precision = own
+            products.precision = own
 
 
 @torch.no_grad()

@@ -154,14 +154,10 @@ def block(size: Size, patch: Any) -> Iterator[Prediction]:
         y, mean = naf_block.forward_training(x, raw, 1e-6)
         naf_block.backward(y, x, mean, raw, 1e-6)
 
-    stage = {"norm_conv": "norm_conv", "first_half": "first_half", "forward": "depthwise", "attention": "attention",
-             "second_half": "second_half", "second_half_backward": "second_half_backward",
-             "norm_conv_backward": "norm_conv_backward", "fold": "fold", "gate_backward": "gate_backward",
-             "depthwise_backward": "depthwise_backward", "unfold": "unfold",
-             "unfold_norms": "unfold_norms"}  # fmt: skip
     seen = set()
     for launch in _launches(patch, train):
-        name = stage[launch.name.partition(".")[2]]
+        kernel = launch.name.partition(".")[2]
+        name = "depthwise" if kernel == "forward" else kernel
         if name in seen:
             continue
         seen.add(name)
@@ -169,21 +165,21 @@ def block(size: Size, patch: Any) -> Iterator[Prediction]:
         turns, streamed, under_way = 1, 0, 16
         if "BM" in k:  # a tile of x, or of what else has as many channels
             under_way = 2 * k["BM"] * c // threads
-        if name == "norm_conv":
+        if name == "hidden":
             turns = math.ceil(2 * math.ceil(c / k["BN"]) / k["SPLIT"])
             streamed = 4 * c * c // k["SPLIT"]
-        elif name == "second_half":
+        elif name == "result":
             turns = math.ceil(c / k["BH"])
             streamed = (8 + 2 * k["ATTEND"]) * c * c
-        elif name == "second_half_backward":
+        elif name == "result_backward":
             turns, streamed = math.ceil(c / k["BH"]), 18 * c * c
-        elif name == "norm_conv_backward":
+        elif name == "hidden_backward":
             turns, streamed = math.ceil(c / k["BH"]), 4 * c * c
         elif name == "attention":
             turns, streamed = math.ceil(c / k["BC"]), 4 * c * k["parts"]
-        elif name in ("depthwise", "gate_backward", "depthwise_backward", "first_half"):
-            turns = math.ceil((k["rows"] + 2) / (1 if name == "first_half" else 3))
-            values = k["BW"] * (c if name == "first_half" else 4 * k["BH"]) // threads  # two rows of both halves
+        elif name in ("depthwise", "gate_backward", "depthwise_backward", "gated"):
+            turns = math.ceil((k["rows"] + 2) / (1 if name == "gated" else 3))
+            values = k["BW"] * (c if name == "gated" else 4 * k["BH"]) // threads  # two rows of both halves
             under_way = 2 * values
         elif name == "fold":
             turns = math.ceil(c / k["BC"])
@@ -336,12 +332,13 @@ def table(found: list[Prediction]) -> list[str]:
     return lines
 
 
-FORWARD = ("first_half", "norm_conv", "depthwise", "attention", "second_half")
+FORWARD = ("gated", "hidden", "depthwise", "attention", "result")
 
 
 def forward(size: Size, names: set[str]) -> list[str]:
-    """Of the launches at a size those of the forward. The two in place of a fused first half are the backward's."""
-    apart = ("norm_conv", "depthwise") if f"naf_block.first_half {size_name(size)}" in names else ()
+    """Of the launches at a size those of the forward: where `gated` is fused, the other two that make it are the
+    backward's."""
+    apart = ("hidden", "depthwise") if f"naf_block.gated {size_name(size)}" in names else ()
     return [f"naf_block.{part}" for part in FORWARD if part not in apart]
 
 
@@ -363,7 +360,7 @@ def main() -> None:
     with pytest.MonkeyPatch.context() as patch:
         found = [one for size in (*LEVELS, DEEP) for one in block(size, patch)]
         for case in kernels.cases():
-            # What PyTorch computes by itself is not predicted: the backward of the second half alone.
+            # What PyTorch computes by itself is not predicted: the backward of the feed-forward branch alone.
             if not case.name.startswith("naf_block") and case.name != "gated_feed_forward backward":
                 of_case, seconds = gated_conv(case) if case.name.startswith("gated_conv") else operator(case, patch)
                 found += of_case

@@ -3,7 +3,7 @@
 `Work` counts bytes that must move (each input read once, each output written once; where an operator cannot start its
 second part before the first is whole, what lies between goes out and in) and floating-point operations that must be
 done, two for a multiplication and an addition, convolutions and matrix products only: the rule of PyTorch's FLOP
-counter, which the formulas registered in `r2r_kernels.library` follow. `backward=True` counts forward and backward
+counter, which the formulas registered in `r2r_kernels.operators` follow. `backward=True` counts forward and backward
 together; NAF operators compute again what they do not keep.
 """
 
@@ -61,11 +61,11 @@ def depthwise_gate(n: int, c: int, h: int, w: int, itemsize: int, backward: bool
 
 
 def naf_block(n: int, c: int, h: int, w: int, itemsize: int, backward: bool = False) -> Work:
-    """Forward, 5 passes: x in, gated features out, and, once their mean is known, both in and y out.
+    """Forward, 5 passes: x in, gated features out, and, once their mean is known, both in and the result out.
 
-    Backward, 9 passes: the gated features once more (x in, gated out), the second half (x, gated and dy in, the
-    gradient of y between the halves out), and, once the attention's gradient is known, the first half (x and that
-    gradient in, dx out). Only the last convolution needs not be computed again.
+    Backward, 9 passes: the gated features once more (x in, gated out); the feed-forward branch (x, gated and the
+    result's gradient in, the gradient of the branch's input out); once the attention's gradient is known, the attention
+    branch (x and that gradient in, dx out). Only the last convolution need not be computed again.
     """
     image, weights = n * c * h * w, 6 * c * c + 32 * c
     forward = Work((5 * image + weights) * itemsize, 2 * n * c * (h * w * (6 * c + 18) + c))

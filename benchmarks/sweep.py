@@ -39,7 +39,7 @@ _GAIN = 0.98  # what is not this much better is noise
 
 
 class Job(NamedTuple):
-    """One entry of the table that is tuned: the kernel, "half" or "float32", bound of the channels, bound of the
+    """One entry of the table that is tuned: the kernel, "16-bit" or "float32", bound of the channels, bound of the
     pixels."""
 
     kernel: str
@@ -123,7 +123,7 @@ def jobs(table: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Job]:
     found = []
     for kernel, sizes in table.items():
         for size, bounds in sizes.items():
-            more = ["128", "256"] if kernel == "naf_block.first_half" and size == "half" else []
+            more = ["128", "256"] if kernel == "naf_block.gated" and size == "16-bit" else []
             for bound in dict.fromkeys([*bounds, *more]):
                 found += [Job(kernel, size, bound, pixels) for pixels in (str(_FEW), "more")]
     lost: dict[tuple[str, str], float] = {}
@@ -138,7 +138,7 @@ def jobs(table: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Job]:
 
     def gain(job: Job) -> float:
         channels = "256" if job.bound == "more" else job.bound
-        return lost.get((job.kernel, f"{channels} {job.pixels}"), 0.0) if job.size == "half" else -1.0
+        return lost.get((job.kernel, f"{channels} {job.pixels}"), 0.0) if job.size == "16-bit" else -1.0
 
     return iter(sorted(found, key=gain, reverse=True))
 

@@ -1,4 +1,4 @@
-"""The second half of a NAF block, which other architectures share, at the model's levels."""
+"""The feed-forward branch of a NAF block, which other architectures share, at the model's levels."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ import platform
 
 import torch
 
-from r2r_kernels import __version__, extension, library
+from r2r_kernels import __version__, extension
+from r2r_kernels.operators.implementation import triton_reason
 
 
 def facts() -> dict[str, str]:
@@ -27,7 +28,7 @@ def facts() -> dict[str, str]:
             "  CUDA architectures": module.cuda_architectures or "none",
             "  instruction set": module.instruction_set,
         }
-    shown["triton operators"] = "yes" if library.triton_reason() is None else f"no: {library.triton_reason()}"
+    shown["triton operators"] = "yes" if triton_reason() is None else f"no: {triton_reason()}"
     shown["CPU threads"] = str(torch.get_num_threads())
     shown["GPUs"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "none"
     shown["R2R_KERNELS"] = os.environ.get("R2R_KERNELS") or "not set"

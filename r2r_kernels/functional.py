@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2r_kernels import library  # noqa: F401  (registers torch.ops.r2r)
-from r2r_kernels.operators import gated_feed_forward as _gated_feed_forward  # noqa: F401  (registers one more)
+from r2r_kernels import operators  # noqa: F401  (registers torch.ops.r2r)
 from r2r_kernels.reference import GatedFeedForwardParams, Mode, NAFBlockParams, task_mask
 
 __all__ = [
@@ -153,12 +152,14 @@ def naf_block(x: Tensor, params: NAFBlockParams, eps: float = 1e-6, window: Sequ
 
 
 def gated_feed_forward_shapes(channels: int) -> tuple[tuple[int, ...], ...]:
-    """The shapes of the parameters of a NAF block's second half, in the order of GatedFeedForwardParams."""
+    """The shapes of the parameters of a NAF block's feed-forward branch, in the order of GatedFeedForwardParams."""
     return naf_block_shapes(channels)[11:]
 
 
 def gated_feed_forward(x: Tensor, params: GatedFeedForwardParams, eps: float = 1e-6) -> Tensor:
-    """The second half of a NAF block: x + gamma * conv2(simple_gate(conv1(layer_norm_2d(x)))) (NAFNet, figure 3).
+    """The feed-forward branch of a NAF block, its second half (NAFNet, figure 3).
+
+    x + gamma * conv2(simple_gate(conv1(layer_norm_2d(x)))).
 
     x [N, C, H, W] -> [N, C, H, W]. Training keeps x alone and computes the rest again in the backward pass.
     """

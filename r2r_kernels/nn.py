@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from r2r_kernels import functional, library, reference
+from r2r_kernels import functional, operators, reference
 from r2r_kernels.reference import Mode, NAFBlockParams
 from r2r_kernels.structure import MARK, Sights, Structure, constant_when_compiled, homes, modes_fit
 
@@ -157,7 +157,7 @@ class NAFBlock(Fusable):
         seen = self.seen()
         if seen is None or seen.window is not None or self.window:
             return None
-        folded = library.fold_naf_block(self.params(), dtype)
+        folded = operators.naf_block.fold(self.params(), dtype)
         return None if folded is None else FoldedNAFBlock(folded, self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class NAFBlockParams(NamedTuple):
 
 
 class GatedFeedForwardParams(NamedTuple):
-    """Parameters of the second half of a NAF block with C channels.
+    """Parameters of the feed-forward branch of a NAF block with C channels, its second half.
 
     `norm_*` [C]; `conv1_weight` [2C, C, 1, 1]; `conv2_weight` [C, C, 1, 1]; biases of the same number of outputs;
     `gamma` [1, C, 1, 1].
@@ -64,7 +64,8 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _require(condition: Tensor, message: str) -> None:
+def require(condition: Tensor, message: str) -> None:
+    """ValueError on a CPU. On a GPU the device stops with an assertion, because the host must not wait to find out."""
     if condition.device.type == "cpu" and not torch.compiler.is_compiling():
         if not condition:
             raise ValueError(message)
@@ -161,7 +162,9 @@ def _attention_branch(x: Tensor, p: NAFBlockParams, eps: float, window: Sequence
 
 
 def gated_feed_forward(x: Tensor, params: GatedFeedForwardParams, eps: float = 1e-6) -> Tensor:
-    """The second half of a NAF block: x + gamma * conv2(simple_gate(conv1(layer_norm_2d(x)))) (NAFNet, figure 3).
+    """The feed-forward branch of a NAF block, its second half (NAFNet, figure 3).
+
+    x + gamma * conv2(simple_gate(conv1(layer_norm_2d(x)))).
 
     x [N, C, H, W] -> [N, C, H, W].
     """
@@ -214,7 +217,7 @@ def bank_retrieve(
     """
     tasks, slots = keys.shape[:2]
     if isinstance(task, Tensor) and task.dtype != torch.bool:
-        _require(((task >= 0) & (task < tasks)).all(), f"told tasks must be 0 to {tasks - 1}")
+        require(((task >= 0) & (task < tasks)).all(), f"told tasks must be 0 to {tasks - 1}")
     unit_query = F.normalize(_at_least_float32(query).flatten(1), dim=1)
     unit_keys = F.normalize(_at_least_float32(keys).flatten(2), dim=2)
     used = torch.arange(slots, device=keys.device) < counts[:, None]
@@ -224,7 +227,7 @@ def bank_retrieve(
     similarity = similarity.masked_fill(~used, -torch.inf)
 
     taking_part = task_mask(scores, task, mode)
-    _require((taking_part & (counts > 0)).any(1).all(), "a task that takes part holds no slots in the bank")
+    require((taking_part & (counts > 0)).any(1).all(), "a task that takes part holds no slots in the bank")
     weights = similarity.masked_fill(~taking_part[:, :, None], -torch.inf).flatten(1).softmax(1)
     readout = weights @ _at_least_float32(values).flatten(0, 1).flatten(1)
     return readout.view(-1, *values.shape[2:]).to(values.dtype), scores

@@ -1,4 +1,4 @@
-"""Registers `gated_feed_forward`, the second half of a NAF block."""
+"""Registers `gated_feed_forward`, the feed-forward branch of a NAF block with its residual."""
 
 from __future__ import annotations
 
@@ -6,47 +6,62 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from r2r_kernels import backward, library, reference
-from r2r_kernels.library import first_derivative_only, implementation
+from r2r_kernels import reference
+from r2r_kernels.operators import gradients, implementation, layer_norm_2d, simple_gate
+from r2r_kernels.operators.layout import dense, empty, is_channels_last
+from r2r_kernels.operators.registry import first_derivative_only, register
 from r2r_kernels.reference import GatedFeedForwardParams
 
-_LIBRARY = torch.library.Library("r2r", "FRAGMENT")
-_OPS = torch.ops.r2r
-_NATIVE = torch.ops.r2r_native
 
-
-def _forward(x: Tensor, params: Sequence[Tensor], eps: float) -> Tensor:
-    chosen = implementation(x)
+def forward(x: Tensor, params: Sequence[Tensor], eps: float) -> Tensor:
+    """x [N, C, H, W] -> like x; params in the order of GatedFeedForwardParams."""
+    chosen = implementation.of(x)
     contiguous = [p.contiguous() for p in params]
     if chosen == "triton":
-        kernels = library._triton("gated_feed_forward")
-        return library._dense(kernels.forward(x, GatedFeedForwardParams(*contiguous), eps), x)
+        kernels = implementation.triton_kernels("gated_feed_forward")
+        return dense(kernels.forward(x, GatedFeedForwardParams(*contiguous), eps), x)
     if chosen == "native":
-        y = library._empty(x, x.shape[1])
-        _NATIVE.gated_feed_forward(library._dense(x, x), contiguous, eps, library._channels_last(x), y)
+        y = empty(x, x.shape[1])
+        implementation.NATIVE.gated_feed_forward(dense(x, x), contiguous, eps, is_channels_last(x), y)
         return y
-    return library._dense(reference.gated_feed_forward(x, GatedFeedForwardParams(*params), eps), x)
+    return dense(reference.gated_feed_forward(x, GatedFeedForwardParams(*params), eps), x)
 
 
 def _forward_fake(x: Tensor, params: Sequence[Tensor], eps: float) -> Tensor:
-    return library._empty(x, x.shape[1])
+    return empty(x, x.shape[1])
 
 
-def _backward(dy: Tensor, x: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
-    if implementation(x) == "native":
-        dx, gradients = library._empty(x, x.shape[1]), [torch.empty(p.shape, dtype=torch.float32) for p in params]
-        images, parameters = (library._dense(dy, x), library._dense(x, x)), [p.contiguous() for p in params]
-        _NATIVE.gated_feed_forward_backward(*images, parameters, eps, library._channels_last(x), dx, gradients)
-        return [dx, *(g.to(x.dtype) for g in gradients)]
-    dx, *gradients = backward.gated_feed_forward(library._dense(dy, x), library._dense(x, x), params, eps)
-    return [library._dense(dx, x), *(g.contiguous() for g in gradients)]
+def backward(dy: Tensor, x: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
+    """The gradients of x and of the seven parameters."""
+    if implementation.of(x) == "native":
+        dx, found = empty(x, x.shape[1]), [torch.empty(p.shape, dtype=torch.float32) for p in params]
+        images, parameters = (dense(dy, x), dense(x, x)), [p.contiguous() for p in params]
+        implementation.NATIVE.gated_feed_forward_backward(*images, parameters, eps, is_channels_last(x), dx, found)
+        return [dx, *(g.to(x.dtype) for g in found)]
+    dx, *found = plain_backward(dense(dy, x), dense(x, x), params, eps)
+    return [dense(dx, x), *(g.contiguous() for g in found)]
+
+
+def plain_backward(dy: Tensor, x: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
+    """`backward`, put together from layer_norm_2d, simple_gate and PyTorch's convolutions."""
+    p = GatedFeedForwardParams(*params)
+    normed, mean, rstd = layer_norm_2d.forward(x, p.norm_weight, p.norm_bias, eps)
+    hidden = F.conv2d(normed, p.conv1_weight, p.conv1_bias)
+    dgated, dconv2_weight, dconv2_bias, dgamma = gradients.scaled_convolution(
+        dy, simple_gate.forward(hidden), p.conv2_weight, p.conv2_bias, p.gamma
+    )
+    dhidden = simple_gate.backward(dgated, hidden)
+    dnormed, dconv1_weight, dconv1_bias = gradients.convolution(dhidden, normed, p.conv1_weight)
+    dresidual, dnorm_weight, dnorm_bias = layer_norm_2d.backward(dnormed, x, p.norm_weight, mean, rstd)
+    parameters = (dnorm_weight, dnorm_bias, dconv1_weight, dconv1_bias, dconv2_weight, dconv2_bias, dgamma)
+    return [dy + dresidual, *parameters]
 
 
 def _backward_fake(dy: Tensor, x: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
-    return [library._empty(x, x.shape[1]), *(p.new_empty(p.shape) for p in params)]
+    return [empty(x, x.shape[1]), *(p.new_empty(p.shape) for p in params)]
 
 
 class _GatedFeedForward(torch.autograd.Function):
@@ -55,41 +70,37 @@ class _GatedFeedForward(torch.autograd.Function):
         ctx.save_for_backward(x, *params)
         ctx.eps = eps
         with torch._C._AutoDispatchBelowAutograd():
-            return _OPS.gated_feed_forward(x, params, eps)
+            return torch.ops.r2r.gated_feed_forward(x, params, eps)
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *params = ctx.saved_tensors
-        dx, *gradients = _OPS.gated_feed_forward_backward(dy, x, params, ctx.eps)
-        return (dx, None, *gradients)
+        dx, *found = torch.ops.r2r.gated_feed_forward_backward(dy, x, params, ctx.eps)
+        return (dx, None, *found)
 
 
-for _name, _arguments, _kernel, _fake in (
-    ("gated_feed_forward", "(Tensor x, Tensor[] params, float eps) -> Tensor", _forward, _forward_fake),
-    (
-        "gated_feed_forward_backward",
-        "(Tensor dy, Tensor x, Tensor[] params, float eps) -> Tensor[]",
-        _backward,
-        _backward_fake,
-    ),
-):
-    _LIBRARY.define(_name + _arguments, tags=(torch.Tag.pt2_compliant_tag,))
-    for _key in ("CPU", "CUDA"):
-        _LIBRARY.impl(_name, _kernel, _key)
-    torch.library.register_fake(f"r2r::{_name}", _fake, lib=_LIBRARY)
-
-library._differentiable("gated_feed_forward", lambda x, params, eps: _GatedFeedForward.apply(x, eps, *params))
-library._autocast("gated_feed_forward")
-
-
-@register_flop_formula(_OPS.gated_feed_forward)
 def _flops(x: Sequence[int], *_: Any, **__: Any) -> int:
     n, c, h, w = x
     return 2 * n * h * w * 3 * c * c
 
 
-@register_flop_formula(_OPS.gated_feed_forward_backward)
 def _backward_flops(dy: Any, x: Sequence[int], *_: Any, **__: Any) -> int:
     """The hidden channels again, and of both convolutions the gradients of input and weight."""
     return 2 * x[0] * x[2] * x[3] * 8 * x[1] * x[1]
+
+
+register(
+    "gated_feed_forward(Tensor x, Tensor[] params, float eps) -> Tensor",
+    forward,
+    _forward_fake,
+    autograd=lambda x, params, eps: _GatedFeedForward.apply(x, eps, *params),
+    autocast="convolution",
+    flops=_flops,
+)
+register(
+    "gated_feed_forward_backward(Tensor dy, Tensor x, Tensor[] params, float eps) -> Tensor[]",
+    backward,
+    _backward_fake,
+    flops=_backward_flops,
+)

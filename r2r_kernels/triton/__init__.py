@@ -2,7 +2,7 @@
 
 Each file holds the kernels and plain launchers, `forward(...)` and `backward(...)`: no autograd and no checks of
 arguments (`r2r_kernels.functional` makes them). Launchers take any memory format and answer in that of their input;
-statistics and accumulators are float32 (`layout.py`, `configs.py` and `docs/kernels/gpu.md` say more).
+statistics and accumulators are float32 (`operators/layout.py`, `configs.py` and `docs/kernels/gpu.md` say more).
 """
 
 from __future__ import annotations

@@ -33,6 +33,10 @@ MODES = {"hard": 0, "multi": 1, "soft": 2}
 def _similarities(
     query_ptr, keys_ptr, counts_ptr, scale_ptr, out_ptr, number, slots, depth, total, BN: tl.constexpr, BD: tl.constexpr
 ):
+    """scale * cosine of a key and BN queries, -inf where the key is not in use.
+
+    query [N, depth], keys [T * slots, depth], counts int64 [T], scale [] -> out float32 [N, total], total = T * slots.
+    """
     key = tl.program_id(0)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     exists = n < number
@@ -69,6 +73,10 @@ def _select(
     BT: tl.constexpr,
     BS: tl.constexpr,
 ):
+    """The scores of a sample, the tasks that take part, and the softmax weights, which replace its similarities.
+
+    similarity float32 [N, T, slots], counts int64 [T], told int8 [N, T] -> scores float32 [N, T], taking int8 [N, T].
+    """
     n = tl.program_id(0).to(tl.int64)
     t = tl.arange(0, BT)
     s = tl.arange(0, BS)
@@ -119,6 +127,11 @@ def _gather(
     BS: tl.constexpr,
     BD: tl.constexpr,
 ):
+    """readout = the sum of weights times values of the tasks that take part: a program takes BD values of all samples.
+
+    values [T, slots, length], weights float32 [N, T, slots], taking int8 [N, T], counts int64 [T] -> readout float32
+    [N, length], which holds zeros before.
+    """
     d = tl.program_id(0).to(tl.int64) * BD + tl.arange(0, BD)
     exists = d < length
     n_all = tl.arange(0, BN)

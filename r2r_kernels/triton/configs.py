@@ -1,6 +1,6 @@
 """Launch configurations: tile sizes and warps of each kernel, from `r2r_kernels/configs/<architecture>.json`.
 
-A file maps kernel -> "half" | "float32" -> upper bound of the channels ("32", "64", ... or "more") -> the keyword
+A file maps kernel -> "16-bit" | "float32" -> upper bound of the channels ("32", "64", ... or "more") -> the keyword
 arguments of the launch, or upper bound of the pixels of all images -> these. `default.json` is complete; a file named
 after an architecture ("sm_90", "gfx942") replaces what it names of it. Nothing is tuned while a program runs.
 """
@@ -61,7 +61,7 @@ def _bounds(kernel: str, channels: int, size: str, arch: str) -> dict[str, Confi
 def lookup(kernel: str, channels: int, x: torch.Tensor, pixels: int) -> Config | None:
     """The configuration of a kernel for that many channels and pixels and the dtype and device of x; None where it has
     none."""
-    size = "float32" if x.dtype == torch.float32 else "half"
+    size = "float32" if x.dtype == torch.float32 else "16-bit"
     found: Config | None = within(_bounds(kernel, channels, size, architecture(x.device)), pixels)
     return found
 

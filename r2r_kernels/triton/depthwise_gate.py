@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import as_images, as_rows
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import as_images, as_rows
 
 _STRIPS: list[Config] = [
     {"BW": bw, "BH": bh, "rows": rows, "num_warps": warps}
@@ -107,6 +107,11 @@ def _forward(
     BW: tl.constexpr,
     BH: tl.constexpr,
 ):
+    """gated = gate(depthwise3x3(x)): a program walks down a strip of BW columns for BH gate channels.
+
+    x [N, H, W, 2C], w [9, 2K], b [2K] -> y [N, H, W, C]; pool float32 [N, parts, C], sums of y over each strip.
+    HALF = C, WIDE = K: the two halves of the gate begin at 0 and C in x, at 0 and K in w and b.
+    """
     part, image, top, w, hid = _strip(H, W, rows, HALF, BW, BH)
     exists = hid < HALF
     x_ptr += image * H * W * 2 * HALF
@@ -124,7 +129,7 @@ def _forward(
     al, am, ar = _row(x_ptr, top - 1, end, w, hid, exists, W, 2 * HALF)
     bl, bm, br = _row(x_ptr + HALF, top - 1, end, w, hid, exists, W, 2 * HALF)
     # Three rows a turn: after three the sliding rows are in their first registers again, and nothing is moved. The next
-    # row is asked for before this one is worked on, so that a warp has two rows under way.
+    # row is loaded before this one is worked on, so that a warp has two rows under way.
     for i in range(0, rows + 2, 3):
         for k in tl.static_range(3):
             row = top + i + k - 1
@@ -164,7 +169,10 @@ def _gate_backward(
     BW: tl.constexpr,
     BH: tl.constexpr,
 ):
-    # With (a, b) the convolution and g = dy * scale + shift (both [N, C]) the gradient of a * b: du = (g * b, g * a).
+    """du = (g * b, g * a), the gradient of the convolution (a, b), where g = dy * scale + shift is that of a * b.
+
+    dy [N, H, W, C]; scale, shift float32 [N, C]; x [N, H, W, 2C]; w [9, 2K]; b [2K] -> du [N, H, W, 2C].
+    """
     _, image, top, w, hid = _strip(H, W, rows, HALF, BW, BH)
     exists = hid < HALF
     x_ptr += image * H * W * 2 * HALF
@@ -222,9 +230,13 @@ def _depthwise_backward(
     BW: tl.constexpr,
     BH: tl.constexpr,
 ):
-    # dx is the convolution of du with the flipped taps. A row of du meets the row of x below, at and above it, and
-    # gives dweight[ky, kx] = sum du[p] x[p + (ky, kx) - 1] summed over x's pixels: only du is needed shifted. The
-    # two halves of the channels are alike here: program_id(1) is the half.
+    """dx = du convolved with the flipped taps; the sums over a strip for dweight and dbias.
+
+    du, x [N, H, W, 2C]; w [9, 2K] -> dx [N, H, W, 2C]; partial float32 [N * parts, 10, 2C], nine taps and the bias.
+    A row of du meets the row of x below, at and above it. dweight[ky, kx] = sum du[p] x[p + (ky, kx) - 1] is taken at
+    x's pixels, so that only du is needed shifted. The two halves of the channels are alike here: program_id(1) is the
+    half.
+    """
     part, image, top, w, hid = _strip(H, W, rows, HALF, BW, BH)
     exists = hid < HALF
     half = tl.program_id(1)

@@ -1,9 +1,9 @@
-"""gated_feed_forward: the second half of a NAF block in one launch, on rows [pixels, C].
+"""gated_feed_forward: the feed-forward branch of a NAF block in one launch, on rows [pixels, C].
 
-As naf_block's second half, without its third convolution: x in, x + gamma * conv2(gate(conv1(norm(x)))) out, the hidden
-channels in registers, BH at a time. One small launch before it folds norm and gamma into the convolutions. Its tile is
-that of `naf_block.second_half`, which does the same and a matrix more. The backward is put together from the operators
-(`r2r_kernels.backward`).
+As the stage `naf_block.result` without its first convolution: it reads x and writes
+x + gamma * conv2(gate(conv1(norm(x)))), with the hidden channels in registers, BH at a time. One small launch before it
+folds norm and gamma into the convolutions. Its configuration is that of `naf_block.result`, which does the same and a
+matrix more. The backward is put together from other operators (`operators/gated_feed_forward.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import as_images, as_rows
 from r2r_kernels.reference import GatedFeedForwardParams
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import as_images, as_rows
-from r2r_kernels.triton.naf_block import _feed_forward, _fitting, _fold_square, _fold_widening, _pixels
+from r2r_kernels.triton.naf_block.fold import fitting, fold_square, fold_widening, padded_channels
+from r2r_kernels.triton.naf_block.forward import feed_forward, pixels_of
 from r2r_kernels.triton.products import precision
 
 
@@ -40,13 +41,16 @@ def _fold(
     BJ: tl.constexpr,
     BC: tl.constexpr,
 ):
-    # A program takes BJ output channels of one piece: a half of the widening convolution, or the square one.
+    """A program folds BJ output channels of one piece: half of the widening convolution, or the square one.
+
+    norm, shift, gamma [C]; w1 [2C, C]; b1 [2C]; w2 [C, C]; b2 [C] -> out1 [K, 2K]; out2 [K, K]; bias1 [2K]; bias2 [K].
+    """
     j = tl.program_id(0) * BJ + tl.arange(0, BJ)
     piece = tl.program_id(1)
     if piece < 2:
-        _fold_widening(norm_ptr, shift_ptr, w1_ptr, b1_ptr, out1_ptr, bias1_ptr, piece, j, C, K, BC)
+        fold_widening(norm_ptr, shift_ptr, w1_ptr, b1_ptr, out1_ptr, bias1_ptr, piece, j, C, K, BC)
     else:
-        _fold_square(w2_ptr, b2_ptr, gamma_ptr, out2_ptr, bias2_ptr, j, C, K, BC)
+        fold_square(w2_ptr, b2_ptr, gamma_ptr, out2_ptr, bias2_ptr, j, C, K, BC)
 
 
 @triton.jit(do_not_specialize=["pixels"])
@@ -65,7 +69,7 @@ def _on_rows(
     BM: tl.constexpr,
     BH: tl.constexpr,
 ):
-    # A program takes BM pixels through.
+    """A program takes BM pixels: x [pixels, C], w1 [K, 2K], b1 [2K], w2 [K, K], b2 [K], folded -> y [pixels, C]."""
     first = tl.program_id(0).to(tl.int64) * BM
     m = tl.arange(0, BM)
     cols = tl.arange(0, K)
@@ -73,7 +77,7 @@ def _on_rows(
     mask = (first + m < pixels)[:, None] & exists[None, :]
     offsets = m[:, None] * C + cols[None, :]
     y = tl.load(x_ptr + first * C + offsets, mask=mask, other=0.0).to(tl.float32)
-    y = _feed_forward(y, exists, eps, w1_ptr, b1_ptr, w2_ptr, b2_ptr, C, K, PRECISION, BH)
+    y = feed_forward(y, exists, eps, w1_ptr, b1_ptr, w2_ptr, b2_ptr, C, K, PRECISION, BH)
     tl.store(y_ptr + first * C + offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -83,24 +87,24 @@ def forward(x: Tensor, params: GatedFeedForwardParams, eps: float, config: Confi
         return torch.empty_like(x)
     with torch.cuda.device_of(x):
         rows, channels = as_rows(x), x.shape[1]
-        config = config or configs.lookup("naf_block.second_half", channels, rows, _pixels(rows))
+        config = config or configs.lookup("naf_block.result", channels, rows, pixels_of(rows))
         y = _by_products(rows, params, eps) if config is None else _launch(rows, params, eps, config)
         return as_images(y, x)
 
 
 def _launch(rows: Tensor, p: GatedFeedForwardParams, eps: float, config: Config) -> Tensor:
-    channels, pixels = rows.shape[-1], _pixels(rows)
-    padded = max(16, triton.next_power_of_2(channels))
+    channels, pixels = rows.shape[-1], pixels_of(rows)
+    padded = padded_channels(channels)
     matrix1 = rows.new_empty((padded, 2 * padded))
     matrix2 = rows.new_empty((padded, padded))
     bias1, bias2 = torch.empty(3 * padded, dtype=torch.float32, device=rows.device).split([2 * padded, padded])
-    folding = _fitting(configs.require("naf_block.fold", channels, rows), padded)
+    folding = fitting(configs.require("naf_block.fold", channels, rows), padded)
     _fold[(triton.cdiv(padded, folding["BJ"]), 3)](
         p.norm_weight, p.norm_bias, p.conv1_weight, p.conv1_bias, matrix1, bias1,
         p.conv2_weight, p.conv2_bias, p.gamma, matrix2, bias2, C=channels, K=padded, **folding,
     )  # fmt: skip
     y = torch.empty_like(rows)
-    tile = {name: value for name, value in _fitting(config, padded).items() if name != "ATTEND"}
+    tile = {name: value for name, value in fitting(config, padded).items() if name != "ATTEND"}
     _on_rows[(triton.cdiv(pixels, config["BM"]),)](
         rows, matrix1, bias1, matrix2, bias2, y, pixels, eps,
         C=channels, K=padded, PRECISION=precision(rows), **tile,

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import is_channels_last, memory_format
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import is_channels_last, memory_format
 
 # Programs of backward: several for each multiprocessor of any GPU, few enough that their partial sums cost nothing.
 PROGRAMS = 1024
@@ -60,6 +60,10 @@ def _forward(
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
+    """y = (x - mean) * rstd * weight + bias: a program takes BP pixels.
+
+    x [N, C, pixels], or [pixels, C] where LAST; weight, bias [C] -> y like x; mean, rstd float32 [N, pixels].
+    """
     c = tl.arange(0, BC)
     stats, offsets, exists, mask = _tile(tl.program_id(0), pixels, C, LAST, BP, BC)
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -90,6 +94,11 @@ def _backward(
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
+    """dx, and a program's sums for dweight and dbias: program p takes the tiles p, p + programs, ...
+
+    dy, x [N, C, pixels], or [pixels, C] where LAST; weight [C]; mean, rstd float32 [N, pixels] -> dx like x; partial
+    float32 [programs, 2, C].
+    """
     c = tl.arange(0, BC)
     weight = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     dweight = tl.zeros((BP, BC), tl.float32)

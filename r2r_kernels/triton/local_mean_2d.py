@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import as_images, as_rows
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import as_images, as_rows
 
 CANDIDATES: dict[str, list[Config]] = {
     "": [{"BI": bi, "num_warps": warps} for bi, warps in ((128, 1), (256, 2), (256, 4), (512, 4), (1024, 4))]
@@ -41,6 +41,10 @@ def _bounds(i, length, window, BACKWARD: tl.constexpr):
 
 @triton.jit(do_not_specialize=["length", "window", "steps"])
 def _running_sum(x_ptr, y_ptr, length, inner, window, steps, scale, BACKWARD: tl.constexpr, BI: tl.constexpr):
+    """y = scale * the sum of x over the window of each place along `length`: a program takes BI neighbours of `inner`.
+
+    x [outer, length, inner] -> y like it. BACKWARD: over the windows that hold the place.
+    """
     blocks = tl.cdiv(inner, BI)
     segments = tl.cdiv(length, steps)
     block = tl.program_id(0) % blocks

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import is_channels_last, memory_format
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import is_channels_last, memory_format
 
 _TILES: list[Config] = [
     {"elements": e, "num_warps": w} for e, w in ((1024, 2), (1024, 4), (2048, 4), (4096, 4), (4096, 8))
@@ -38,6 +38,7 @@ def _tile(outer, inner, BO: tl.constexpr, BI: tl.constexpr):
 
 @triton.jit(do_not_specialize=["outer"])
 def _forward(x_ptr, y_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
+    """x [outer, 2, inner] -> y [outer, inner], the first half times the second: a program takes BO x BI values."""
     out, first, exists = _tile(outer, inner, BO, BI)
     a = tl.load(x_ptr + first, mask=exists, other=0.0).to(tl.float32)
     b = tl.load(x_ptr + first + inner, mask=exists, other=0.0).to(tl.float32)
@@ -46,6 +47,7 @@ def _forward(x_ptr, y_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
 
 @triton.jit(do_not_specialize=["outer"])
 def _backward(dy_ptr, x_ptr, dx_ptr, outer, inner, BO: tl.constexpr, BI: tl.constexpr):
+    """dy [outer, inner], x [outer, 2, inner] -> dx like x."""
     out, first, exists = _tile(outer, inner, BO, BI)
     dy = tl.load(dy_ptr + out, mask=exists, other=0.0).to(tl.float32)
     a = tl.load(x_ptr + first, mask=exists, other=0.0).to(tl.float32)

@@ -44,6 +44,11 @@ def _along(
     BO: tl.constexpr,
     BE: tl.constexpr,
 ):
+    """y = x convolved with weight along the slots, + bias: a program takes BO slots and BE neighbours of [C, h, w].
+
+    x [T, slots_in, C, h, w], weight [T, C, K, 3, 3], bias [T, C] -> y [T, slots_out, C, h, w];
+    area = h * w, line = C * area. BACKWARD: x is dy, y is dx, the weight is flipped and the bias is not read.
+    """
     blocks = tl.cdiv(line, BE)
     groups = tl.cdiv(slots_out, BO)
     e = (tl.program_id(0) % blocks) * BE + tl.arange(0, BE)
@@ -89,6 +94,10 @@ def _weight_gradient(
     BO: tl.constexpr,
     BP: tl.constexpr,
 ):
+    """dweight of one slot of the kernel, one channel and one task, in one program.
+
+    dy [T, slots_out, C, h, w], x [T, slots_in, C, h, w] -> dweight float32 [T, C, K, 3, 3].
+    """
     # area = H * W and line = channels * area come from the host, where they cannot overflow.
     j = tl.program_id(0) % K
     channel = tl.program_id(0) // K % channels

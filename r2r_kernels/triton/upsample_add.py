@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from r2r_kernels.operators.layout import as_images, as_rows
 from r2r_kernels.triton import configs
 from r2r_kernels.triton.configs import Config
-from r2r_kernels.triton.layout import as_images, as_rows
 from r2r_kernels.triton.products import precision, product
 
 CANDIDATES: dict[str, list[Config]] = {
@@ -49,6 +49,10 @@ def _forward(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
+    """y = PixelShuffle2(x @ w) + skip: a program takes BM pixels of x and BN columns of w.
+
+    x [pixels, 2C], w [2C, 4C] with columns ordered (i, j, c), skip [N, 2H, 2W, C] -> y like skip; W is the width of x.
+    """
     blocks: tl.constexpr = (4 * C + BN - 1) // BN
     first = (tl.program_id(0) // blocks).to(tl.int64) * BM
     m = tl.arange(0, BM)

@@ -36,7 +36,7 @@ def test_a_dry_run_goes_through_every_piece(tmp_path: Path) -> None:
     assert all(row.get("right") is not False for row in rows)
     assert not any("Error" in row.get("note", "") for row in rows)
     names = {row["name"] for row in rows}
-    assert names >= {"gated_conv", "naf_block.second_half", "naf_block backward", "model: ours frozen"}
+    assert names >= {"gated_conv", "naf_block.result", "naf_block backward", "model: ours frozen"}
     judged = {row["name"] for row in rows if row.get("right")}
     assert judged >= set(kernels.OPERATORS) | {"model: ours"}
     assert any(name.startswith("training step") for name in names)

@@ -125,7 +125,7 @@ def test_every_kernel_of_the_table_is_swept() -> None:
     found = list(sweep.jobs(table, []))
     assert {job.kernel for job in found} == set(table)
     assert {job.pixels for job in found} == {"4096", "more"}
-    assert any(job.kernel == "naf_block.first_half" and job.bound == "128" for job in found)
+    assert any(job.kernel == "naf_block.gated" and job.bound == "128" for job in found)
     for job in found:
         entry = table[job.kernel].get(job.size, {}).get(job.bound)
         for config in configs.by_pixels(entry).values() if entry else ():
@@ -136,10 +136,10 @@ def test_what_is_furthest_from_its_limit_is_swept_first() -> None:
     pytest.importorskip("triton")
     rows = [
         {"name": "layer_norm_2d", "size": "32x32x224x224", "us": 200.0, "limit_us": 100.0},
-        {"name": "naf_block.second_half", "size": "1x256x28x28", "us": 20.0, "limit_us": 10.0},
+        {"name": "naf_block.result", "size": "1x256x28x28", "us": 20.0, "limit_us": 10.0},
     ]
     first, *_ = sweep.jobs(configs.table("default"), rows)
-    assert first == ("naf_block.second_half", "half", "256", "4096")  # 28 of them
+    assert first == ("naf_block.result", "16-bit", "256", "4096")  # 28 of them
 
 
 def failing(monkeypatch: pytest.MonkeyPatch) -> tuple[sweep.Sweep, list[int]]:
@@ -158,7 +158,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> tuple[sweep.Sweep, list[int]]:
 
 def test_a_candidate_that_fails_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     one, calls = failing(monkeypatch)
-    job = sweep.Job("simple_gate.forward", "half", "more", "more")
+    job = sweep.Job("simple_gate.forward", "16-bit", "more", "more")
     before = one.table[job.kernel][job.size]
     assert "inf" in one.tune(job)
     assert calls[0] > len(sweep.candidates(job.kernel))
@@ -176,7 +176,7 @@ def test_a_gpu_that_answers_no_more_ends_the_sweep(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    job = sweep.Job("simple_gate.forward", "half", "more", "more")
+    job = sweep.Job("simple_gate.forward", "16-bit", "more", "more")
     before = one.table[job.kernel][job.size]
     with pytest.raises(SystemExit, match="the GPU answers no more, after RuntimeError: CUDA error"):
         one.tune(job)

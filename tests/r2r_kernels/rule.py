@@ -21,7 +21,6 @@ FORMATS = {
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
     "sliced": lambda x: torch.cat((x, x), dim=1)[:, : x.shape[1]],
 }
-SHAPES = [(2, 32, 16, 16), (1, 7, 5, 9), (2, 48, 9, 35), (1, 100, 7, 3), (3, 1, 1, 1)]
 
 
 def parameters(channels: int) -> list[Tensor]:

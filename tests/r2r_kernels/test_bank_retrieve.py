@@ -1,9 +1,7 @@
-"""bank_retrieve against its reference; see rule.py."""
+"""What bank_retrieve does beside the contract; see test_contract.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,11 +11,12 @@ from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import r2r_kernels.functional as F
-from r2r_kernels import library, reference
+from r2r_kernels import reference
 from r2r_kernels.nn import BankRetrieval
-from tests.r2r_kernels.rule import Operator, answers, assert_follows, assert_same_bits
+from r2r_kernels.operators import bank_retrieve
+from tests.r2r_kernels.operators import UNEVEN, bank, retrieval
+from tests.r2r_kernels.rule import assert_follows
 
-UNEVEN = [6, 2, 0, 4]
 TASKS = {
     "blind": None,
     "one for all": 1,
@@ -27,50 +26,12 @@ TASKS = {
 }
 
 
-def bank(number: int = 3, tasks: int = 4, slots: int = 6, key: int = 5, value: int = 7, size: int = 3) -> list[Tensor]:
-    """query, keys, values and scale; each sample is near the keys of a task of its own: rounding chooses none."""
-    centres = torch.randn(tasks, 1, key, size, size)
-    keys = centres + 0.3 * torch.randn(tasks, slots, key, size, size)
-    query = centres[torch.arange(number) % tasks, 0] + 0.3 * torch.randn(number, key, size, size)
-    return [query, keys, torch.randn(tasks, slots, value, size, size), torch.tensor(10.0)]
-
-
-def operator(counts: list[int] | None = None, task: Any = None, mode: Any = "hard") -> Operator:
-    def run(ops: ModuleType, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        query, keys, values, scale = tensors
-        held = torch.tensor(counts) if counts else torch.full(keys.shape[:1], keys.shape[1])
-        readout, scores = ops.bank_retrieve(query, keys, values, held, scale, task, mode)
-        # What plain PyTorch calls the score of a task without slots is -inf, of which no error can be taken. Scores of
-        # half precision are float32: they are held to the rule in the dtype of the query.
-        assert torch.equal(scores == -torch.inf, (held == 0).expand(scores.shape))
-        return readout, scores[:, held > 0].to(query.dtype)
-
-    return run
-
-
-@pytest.mark.parametrize("mode", ["hard", "multi", "soft"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("counts", [None, UNEVEN])
-def test_follows_the_reference(counts: list[int] | None, dtype: torch.dtype, mode: str) -> None:
-    assert_follows(operator(counts, mode=mode), bank(), dtype)
-    if counts is None:
-        assert_follows(operator(mode=mode), bank(8, 5, 9, 16, 33, 4), dtype)
-
-
-@pytest.mark.parametrize("mode", ["hard", "multi", "soft"])
-@pytest.mark.parametrize("counts", [None, UNEVEN])
-def test_float64(counts: list[int] | None, mode: str) -> None:
-    """What no kernel covers is the reference, with a backward of its own."""
-    run, tensors = operator(counts, mode=mode), [t.double() for t in bank()]
-    torch.testing.assert_close(answers(run, F, tensors), answers(run, reference, tensors))
-
-
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("mode", ["hard", "multi", "soft"])
 def test_told(name: str, mode: str) -> None:
     task = TASKS[name]
     for counts in (None, UNEVEN):
-        assert_follows(operator(counts, task, mode), bank(), torch.float32)
+        assert_follows(retrieval(counts, task, mode), bank(), torch.float32)
 
 
 @pytest.mark.parametrize("task", [None, torch.tensor([1, 3, 1])])
@@ -116,13 +77,8 @@ def test_module(similarity: Any) -> None:
             torch.testing.assert_close(got, wanted)
 
 
-def test_two_runs_give_the_same_bits() -> None:
-    for mode in ("hard", "multi", "soft"):
-        assert_same_bits(operator(mode=mode), bank(8, 5, 20, 16, 40, 8))
-
-
 def test_more_than_one_block_of_the_readout() -> None:
-    assert_follows(operator(), bank(9, 3, 11, 4, 300, 8), torch.float32)
+    assert_follows(retrieval(), bank(9, 3, 11, 4, 300, 8), torch.float32)
 
 
 def test_empty_batch() -> None:
@@ -132,17 +88,11 @@ def test_empty_batch() -> None:
     assert scores.shape == (0, 4)
 
 
-def test_opcheck() -> None:
+def test_opcheck_of_told_tasks() -> None:
     query, keys, values, scale = bank()
-    counts = torch.tensor(UNEVEN)
-    for task in (None, torch.tensor([3, 0, 1]), TASKS["mask"]):
+    for task in (torch.tensor([3, 0, 1]), TASKS["mask"]):
         leaves = [t.clone().requires_grad_() for t in (query, keys, values, scale)]
-        opcheck(torch.ops.r2r.bank_retrieve.default, (*leaves[:3], counts, leaves[3], task, "hard"))
-    readout, scores, weights = torch.ops.r2r.bank_retrieve(query, keys, values, counts, scale, None, "soft")
-    scores = torch.where(scores.isfinite(), scores, 0)
-    opcheck(
-        torch.ops.r2r.bank_retrieve_backward.default, (readout, scores, query, keys, values, counts, scale, weights)
-    )
+        opcheck(torch.ops.r2r.bank_retrieve.default, (*leaves[:3], torch.tensor(UNEVEN), leaves[3], task, "hard"))
 
 
 def test_autocast_and_flops() -> None:
@@ -210,8 +160,8 @@ def test_the_host_never_waits_for_a_device() -> None:
         for task in (None, 1, torch.tensor([3, 0, 1]), torch.zeros(3, dtype=torch.int64, device="meta")):
             readout, scores = F.bank_retrieve(query, keys, values, counts, scale, task, mode)
             told = task.to("meta") if isinstance(task, Tensor) else None
-            *_, weights = library._bank_retrieve(query, keys, values, counts, scale, told, mode)
-            gradients = library._bank_retrieve_backward(readout, scores, query, keys, values, counts, scale, weights)
+            *_, weights = bank_retrieve.forward(query, keys, values, counts, scale, told, mode)
+            gradients = bank_retrieve.backward(readout, scores, query, keys, values, counts, scale, weights)
             assert [g.shape for g in gradients] == [t.shape for t in (query, keys, values, scale)]
 
 

@@ -15,6 +15,8 @@ import torch
 from r2r_kernels import extension
 
 ROOT = Path(__file__).resolve().parents[2]
+CHOSEN = "gated_conv and not spill and not opcheck and not caches"
+TESTS = ("tests/r2r_kernels/test_gated_conv.py", "tests/r2r_kernels/test_contract.py")
 STAND_IN = Path(__file__).with_name("cuda_on_cpu")
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover"
 # Fibres share static variables, which a function cannot tell from its own.
@@ -55,10 +57,8 @@ def test_gated_conv(tmp_path: Path) -> None:
     }
     environment.pop("R2R_KERNELS", None)
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "tests.r2r_kernels.cuda_on_cpu.plugin"]
-    pytest_ += ["-p", "no:cacheprovider", "-m", "not gpu", "-k", "not spill and not opcheck and not caches"]
-    done = subprocess.run(
-        [*pytest_, "tests/r2r_kernels/test_gated_conv.py"], env=environment, capture_output=True, text=True, cwd=ROOT
-    )
+    pytest_ += ["-p", "no:cacheprovider", "-m", "not gpu", "-k", CHOSEN, *TESTS]
+    done = subprocess.run(pytest_, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert "gated_conv_cuda.cu" in done.stderr + done.stdout  # PyTorch says whose operators it took
     assert " passed" in done.stdout

@@ -1,48 +1,32 @@
-"""gated_feed_forward, the second half of a NAF block, held to the rule of all operators."""
+"""What gated_feed_forward does beside the contract; see test_contract.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
-from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import r2r_kernels.functional as F
 from r2r_kernels import reference
 from r2r_kernels.reference import GatedFeedForwardParams
-from tests.r2r_kernels.rule import FORMATS, SHAPES, assert_follows, assert_same_bits, parameters
+from tests.r2r_kernels.operators import CASES
+from tests.r2r_kernels.rule import FORMATS, assert_follows, assert_same_bits, parameters
 
-
-def operator(ops: ModuleType, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (ops.gated_feed_forward(tensors[0], GatedFeedForwardParams(*tensors[1:])),)
-
-
-def inputs(shape: tuple[int, ...]) -> list[Tensor]:
-    return [torch.randn(shape), *parameters(shape[1])[11:]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_follows_the_reference(shape: tuple[int, ...], name: str, dtype: torch.dtype) -> None:
-    x, *rest = inputs(shape)
-    assert_follows(operator, [FORMATS[name](x), *rest], dtype)
+operator, inputs = CASES["gated_feed_forward"].call, CASES["gated_feed_forward"].inputs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["contiguous", "channels_last"])
 def test_many_pixels_and_several_images(name: str, dtype: torch.dtype) -> None:
-    x, *rest = inputs((3, 24, 40, 67))
+    x, *rest = inputs(3, 24, 40, 67)
     assert_follows(operator, [FORMATS[name](x), *rest], dtype)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_number_of_threads_does_not_change_a_bit(threads: int) -> None:
-    assert_same_bits(operator, inputs((2, 24, 30, 40)), threads)
+    assert_same_bits(operator, inputs(2, 24, 30, 40), threads)
 
 
 def test_it_is_the_second_half_of_a_block() -> None:
@@ -53,23 +37,16 @@ def test_it_is_the_second_half_of_a_block() -> None:
 
 
 def test_empty_batch() -> None:
-    x, *rest = (t.requires_grad_() for t in inputs((0, 6, 4, 5)))
+    x, *rest = (t.requires_grad_() for t in inputs(0, 6, 4, 5))
     y = operator(F, [x, *rest])[0]
     assert y.shape == x.shape
     y.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in rest)
 
 
-def test_opcheck() -> None:
-    x, *rest = inputs((2, 4, 5, 4))
-    opcheck(torch.ops.r2r.gated_feed_forward.default, (x.requires_grad_(), [p.requires_grad_() for p in rest], 1e-6))
-    with torch.no_grad():
-        opcheck(torch.ops.r2r.gated_feed_forward_backward.default, (x.detach(), x.detach(), rest, 1e-6))
-
-
 def test_flops_are_those_of_plain_pytorch() -> None:
     def count(ops: ModuleType, backward: bool) -> int:
-        tensors = [t.requires_grad_(backward) for t in inputs((2, 8, 6, 5))]
+        tensors = [t.requires_grad_(backward) for t in inputs(2, 8, 6, 5)]
         with FlopCounterMode(display=False) as counter:
             (y,) = operator(ops, tensors)
             if backward:
@@ -82,7 +59,7 @@ def test_flops_are_those_of_plain_pytorch() -> None:
 
 
 def test_bad_input() -> None:
-    x, *rest = inputs((2, 4, 5, 4))
+    x, *rest = inputs(2, 4, 5, 4)
     with pytest.raises(ValueError, match=r"norm_weight must be \[5\] to fit x \[2, 5, 5, 4\], got \[4\]"):
         F.gated_feed_forward(torch.randn(2, 5, 5, 4), GatedFeedForwardParams(*rest))
     with pytest.raises(ValueError, match=r"params must be the 7 of GatedFeedForwardParams, got 6"):

@@ -1,81 +1,34 @@
-"""slot_conv against its reference; see rule.py."""
+"""What slot_conv does beside the contract; see test_contract.py."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import ModuleType
-
 import pytest
 import torch
-from torch import Tensor
-from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import r2r_kernels.functional as F
-from r2r_kernels import reference
 from r2r_kernels.nn import SlotConv3d
-from tests.r2r_kernels.rule import answers, assert_follows, assert_same_bits
+from tests.r2r_kernels.operators import CASES
+from tests.r2r_kernels.rule import assert_follows
 
-
-def operator(ops: ModuleType, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (ops.slot_conv(*tensors),)
-
-
-def inputs(shape: tuple[int, int, int, int, int], kernel: int) -> list[Tensor]:
-    tasks, _, channels, _, _ = shape
-    return [torch.randn(shape), torch.randn(tasks, channels, kernel, 3, 3), torch.randn(tasks, channels)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("shape", "kernel"),
-    [
-        ((2, 20, 6, 8, 8), 12),
-        ((3, 7, 3, 5, 9), 7),
-        ((1, 5, 2, 1, 1), 2),
-        ((2, 9, 4, 2, 2), 3),
-        ((1, 4, 2, 17, 40), 2),
-        ((1, 6, 3, 20, 3), 5),
-        ((1, 3, 1, 3, 16), 1),
-    ],
-)
-def test_follows_the_reference(shape: tuple[int, int, int, int, int], kernel: int, dtype: torch.dtype) -> None:
-    assert_follows(operator, inputs(shape, kernel), dtype)
-
-
-def test_float64() -> None:
-    """What no kernel covers is the reference, with a backward of its own."""
-    tensors = [t.double() for t in inputs((2, 9, 4, 5, 3), 3)]
-    torch.testing.assert_close(answers(operator, F, tensors), answers(operator, reference, tensors))
+operator, inputs = CASES["slot_conv"].call, CASES["slot_conv"].inputs
 
 
 def test_any_strides() -> None:
-    x, weight, bias = inputs((2, 9, 4, 3, 5), 3)
+    x, weight, bias = inputs(2, 9, 4, 3, 5, 3)
     for strided in (x.transpose(3, 4).contiguous().transpose(3, 4), torch.cat((x, x), dim=2)[:, :, :4]):
         assert not strided.is_contiguous()
         assert_follows(operator, [strided, weight, bias], torch.float32)
         assert F.slot_conv(strided, weight, bias).is_contiguous()
 
 
-def test_two_runs_give_the_same_bits() -> None:
-    assert_same_bits(operator, inputs((2, 30, 40, 8, 8), 6))
-
-
 @pytest.mark.parametrize("shape", [(0, 5, 4, 3, 3), (2, 5, 0, 3, 3), (1, 5, 1, 1, 3)])
 def test_small_and_empty(shape: tuple[int, int, int, int, int]) -> None:
-    x, weight, bias = (t.requires_grad_() for t in inputs(shape, 2))
+    x, weight, bias = (t.requires_grad_() for t in inputs(*shape, 2))
     y = F.slot_conv(x, weight, bias)
     assert y.shape == (shape[0], 4, *shape[2:])
     gradients = torch.autograd.grad(y.sum(), (x, weight, bias))
     assert [g.shape for g in gradients] == [x.shape, weight.shape, bias.shape]
-
-
-def test_opcheck() -> None:
-    x, weight, bias = inputs((2, 5, 3, 4, 3), 2)
-    opcheck(torch.ops.r2r.slot_conv.default, tuple(t.requires_grad_() for t in (x, weight, bias)))
-    with torch.no_grad():
-        y = F.slot_conv(x, weight, bias)
-        opcheck(torch.ops.r2r.slot_conv_backward.default, (y, x.detach(), weight.detach()))
 
 
 def test_autocast_and_flops() -> None:
@@ -89,7 +42,7 @@ def test_autocast_and_flops() -> None:
 
 
 def test_bad_input() -> None:
-    x, weight, bias = inputs((2, 5, 3, 4, 3), 2)
+    x, weight, bias = inputs(2, 5, 3, 4, 3, 2)
     with pytest.raises(ValueError, match=r"x must be \[T, S, C, h, w\], got \[5, 3, 4, 3\]"):
         F.slot_conv(x[0], weight, bias)
     with pytest.raises(ValueError, match=r"weight must have 1 to 5 slots .* got \[2, 3, 6, 3, 3\]"):

@@ -6,8 +6,9 @@ import os
 
 import torch
 
-from r2r_kernels import extension, library
+from r2r_kernels import extension
+from r2r_kernels.operators import implementation
 
 assert extension.available()  # it defines the operators
 torch.ops.load_library(os.environ["R2R_CUDA_ON_CPU"])
-library._NATIVE_DTYPES = library._TRITON_DTYPES  # type: ignore[assignment]  # float16 too
+implementation.CPU_DTYPES = implementation.GPU_DTYPES  # type: ignore[assignment]  # float16 too

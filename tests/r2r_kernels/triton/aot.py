@@ -48,7 +48,8 @@ class Launch(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.kernel.__module__.rsplit('.', 1)[1]}.{self.kernel.__name__.lstrip('_')}"
+        operator = self.kernel.__module__.removeprefix("r2r_kernels.triton.").partition(".")[0]
+        return f"{operator}.{self.kernel.__name__.lstrip('_')}"
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def compiled(launch: Launch, arch: str, aligned: bool) -> Usage:
 
 def binary(launch: Launch, arch: str, aligned: bool) -> Any:
     """Compile with (aligned) or without the hints that sizes, and of the streaming operators pointers, are multiples
-    of 16. Launchers of the others see to it that pointers are (`layout.as_rows`)."""
+    of 16. Launchers of the others see to it that pointers are (`operators.layout.as_rows`)."""
     pointers = aligned or not launch.name.startswith(("layer_norm_2d.", "simple_gate."))
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}

@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from r2r_kernels.operators.layout import memory_format
 from r2r_kernels.reference import NAFBlockParams, layer_norm_2d
 from r2r_kernels.reference import naf_block as reference
 from r2r_kernels.triton import configs, naf_block
-from r2r_kernels.triton.layout import memory_format
 from tests.r2r_kernels.triton.launches import params
 
-# Each way through the block: its first half in one kernel (half, up to 64 channels), conv1 on its own (more, or
+# Each way through the block: `gated` in one kernel (16-bit, up to 64 channels), `hidden` on its own (more channels, or
 # float32), PyTorch's products (the backward in float32).
 CASES = [
     ((2, 7, 2, 5), torch.contiguous_format),
@@ -62,7 +62,7 @@ def test_columns_are_shared_out(split: int, device: str) -> None:
     p, x = params(20, torch.float32, device), torch.randn(2, 20, 2, 3, device=device)
     folded = naf_block.fold(p, torch.float32)
     config = {"BM": 16, "BN": 64 if split == 8 else 16, "SPLIT": split, "num_warps": 4}
-    got = naf_block.norm_conv(x.permute(0, 2, 3, 1).contiguous(), folded.conv1, folded.conv1_bias, 1e-6, config)
+    got = naf_block.make_hidden(x.permute(0, 2, 3, 1).contiguous(), folded.conv1, folded.conv1_bias, 1e-6, config)
     normed = layer_norm_2d(x.double(), p.norm1_weight.double(), p.norm1_bias.double(), 1e-6)
     wanted = torch.nn.functional.conv2d(normed, p.conv1_weight.double(), p.conv1_bias.double()).permute(0, 2, 3, 1)
     assert ((got - wanted).norm() / wanted.norm()).item() < 1e-6
@@ -90,9 +90,9 @@ def test_bias_of_conv1_stays_inside(device: str) -> None:
     config = {"BW": 16, "BH": 16, "num_warps": 4}
     rows = x.permute(0, 2, 3, 1).contiguous()
     folded = naf_block.fold(p, torch.float32)
-    gated, pool = naf_block.first_half(rows, folded, 1e-6, config)
-    _, scale = naf_block.attention(pool, folded, 51)
-    y = naf_block.second_half(rows, gated, scale, folded, 1e-6).permute(0, 3, 1, 2)
+    gated, pool = naf_block.make_gated(rows, folded, 1e-6, config)
+    _, scale = naf_block.make_attention(pool, folded, 51)
+    y = naf_block.make_result(rows, gated, scale, folded, 1e-6).permute(0, 3, 1, 2)
     wanted = _block(*(t.double() for t in (x, *p)))
     assert ((y - wanted).norm() / wanted.norm()).item() < 1e-6
 
@@ -177,7 +177,7 @@ def test_configurations_go_by_channels_and_pixels() -> None:
     assert found == [many, few, many]
     assert configs.within(table, 257) is None
     x = torch.empty(0, dtype=torch.bfloat16)
-    assert configs.lookup("naf_block.second_half", 256, x, 784) == {
+    assert configs.lookup("naf_block.result", 256, x, 784) == {
         "BM": 16, "BH": 32, "ATTEND": 1, "num_warps": 8, "num_stages": 2,
     }  # fmt: skip
-    assert configs.lookup("naf_block.second_half", 2048, x, 784) is None
+    assert configs.lookup("naf_block.result", 2048, x, 784) is None

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from r2r_kernels import reference
+from r2r_kernels.operators.layout import memory_format
 from r2r_kernels.triton import simple_gate
-from r2r_kernels.triton.layout import memory_format
 from tests.r2r_kernels.triton.comparison import CASES, FORMATS, assert_as_good
 
 

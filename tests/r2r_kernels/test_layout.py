@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from r2r_kernels import functional as F
-from r2r_kernels.triton.layout import as_images, as_rows, memory_format
+from r2r_kernels.operators.layout import as_images, as_rows, memory_format
 
 
 def test_results_have_the_format_of_a_view_too() -> None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import r2r_kernels.functional as F
-from r2r_kernels import extension, library, reference
+from r2r_kernels import extension, reference
 from r2r_kernels.nn import NAFBlock
+from r2r_kernels.operators import implementation
 from r2r_kernels.reference import NAFBlockParams
 from tests.r2r_kernels.rule import parameters
 
@@ -47,10 +48,10 @@ class Blocks(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_extension_runs_what_it_covers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 4, 5, 6, dtype=dtype)
-    assert library.implementation(x) == "native"
-    assert library.implementation(x.double()) == "reference"
+    assert implementation.of(x) == "native"
+    assert implementation.of(x.double()) == "reference"
     monkeypatch.setenv("R2R_KERNELS", "native")
-    assert library.implementation(x) == "native"
+    assert implementation.of(x) == "native"
     with pytest.raises(RuntimeError, match=r"R2R_KERNELS=native cannot run torch.float64 on cpu"):
         F.simple_gate(x.double())
 
@@ -70,13 +71,14 @@ def run(program: str, *arguments: str, **environment: str) -> str:
 TRITON_PROGRAM = """
 import torch
 import r2r_kernels.functional as F
-from r2r_kernels import library, reference
+from r2r_kernels import reference
 from r2r_kernels.nn import LocalMean2d, NAFBlock
+from r2r_kernels.operators import implementation
 from r2r_kernels.reference import NAFBlockParams
 from tests.r2r_kernels.rule import FORMATS, answers, parameters
 
 torch.manual_seed(0)
-assert library.implementation(torch.ones(1)) == "triton"
+assert implementation.of(torch.ones(1)) == "triton"
 x, params = torch.randn(2, 8, 5, 6), parameters(8)
 operators = {
     "layer_norm_2d": (lambda ops, t: (ops.layer_norm_2d(*t),), [x, params[0], params[1]]),
