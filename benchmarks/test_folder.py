@@ -10,7 +10,7 @@ import skimage.data
 import torch
 
 from benchmarks.race import Race
-from benchmarks.rivals import Rival
+from benchmarks.rivals import Rival, freeze
 from benchmarks.runs import OURS
 from benchmarks.timing import Contender
 from r2r import fast
@@ -30,7 +30,7 @@ def test_folder(race: Race, photos: tuple[int, int, int], suffix: str, device: t
     for index in range(number):
         y, x = 7 * index % 400, 11 * index % 400
         write_rgb(tmp_path / "photos" / f"{index}{suffix}", image[y : y + height, x : x + width])
-    model = fast.R2R.from_pretrained().to(device).freeze(torch.float32)
+    model = freeze(fast.R2R.from_pretrained().to(device), torch.float32)
 
     def folder() -> None:
         report = restore_files(model, [tmp_path / "photos"], tmp_path / "out", Settings(TASK), overwrite=True)
