@@ -27,7 +27,7 @@ from r2r.presets import PRESETS
 
 SIZE = 224
 """Height and width of the image, as in the paper's table."""
-PAPER = "R2R as published: 19.7 M parameters, 12 GMAC, 846 MB (paper, on a GPU)"
+PAPER = "R2R as published: 19.7 M parameters, 12 GMAC, 846 MB (its paper)"
 
 
 @dataclass(frozen=True)
