@@ -219,5 +219,9 @@ setup(
     license="Apache-2.0",
     ext_modules=[Extension("r2r_kernels._C", SOURCES, depends=HEADERS, optional=True)],
     cmdclass={"build_ext": BuildExtension},
-    package_data={"r2r_kernels": ["_C_missing.txt", "configs/*"], "r2r.weights": ["default/*"]},
+    package_data={
+        "r2r_kernels": ["_C_missing.txt", "configs/*"],
+        "r2r.weights": ["default/*"],
+        "r2r.web": ["*.css", "*.js"],
+    },
 )

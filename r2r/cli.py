@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +36,8 @@ EXTRAS = {
     "matplotlib": "demo",
     "sklearn": "demo",
     "spandrel": "metrics",
+    "gradio": "web",
+    "starlette": "web",
 }  # packages that few commands need
 
 
@@ -286,6 +288,41 @@ def restore(
         write_comparison(out, report.files)
     if report.failed or report.skipped:
         raise typer.Exit(1)
+
+
+@app.command()
+def web(
+    model: ModelOption = None,
+    host: Annotated[str, typer.Option(help="Where to listen; others than this machine need --password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    password: Annotated[
+        str | None, typer.Option(envvar="R2R_PASSWORD", help="Asked for before the page is shown.")
+    ] = None,
+    max_size: Annotated[int, typer.Option(min=1, help="Megabytes that an upload may have.")] = 500,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Megapixels that a photo may have.")] = 200,
+    device: DeviceOption = "auto",
+    memory: MemoryOption = None,
+    eager: EagerOption = False,
+) -> None:
+    """Restore photos on a page in the browser, which this machine serves to itself alone. Ctrl-C ends it.
+
+    Example: `r2r web`, then open http://127.0.0.1:7860
+    """
+    from r2r.web.address import check_address
+
+    check_address(host, port, password)  # at once; what follows takes seconds to import
+    from r2r.web.server import Limits, serve
+
+    limits = Limits(max_size * 10**6, max_pixels * 10**6, None if memory is None else int(memory * 1e9))
+    with suppress(KeyboardInterrupt):
+        serve(
+            lambda: _load_frozen(model, device, eager),
+            host,
+            port,
+            password,
+            limits,
+            lambda address: console.print(f"{address} shows the page; Ctrl-C ends it"),
+        )
 
 
 @app.command()
@@ -595,17 +632,18 @@ def convert(
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="*.pt2, for torch.export.load, or *.onnx.")],
     model: ModelArgument = None,
+    half: Annotated[bool, typer.Option("--half", help="Weights, input and output in float16.")] = False,
 ) -> None:
     """Write a model as one file that needs nothing of this package: blind, any batch, height and width above 16.
 
-    ONNX needs the packages onnx and onnxscript.
+    ONNX needs the extra `[onnx]`. It takes a minute or more; docs/deploy.md tells how to use the file.
 
-    Example: `r2r export --out model.pt2`
+    Example: `r2r export --out model.onnx`
     """
     from r2r import R2R
     from r2r.export import export
 
-    export(R2R.from_pretrained(model), out)
+    export(R2R.from_pretrained(model), out, half)
     console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 

@@ -181,6 +181,14 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             for block in part:
                 block.window = side >> level
 
+    def fingerprint(self) -> str:
+        """Of all weights and the bank."""
+        digest = hashlib.sha256()
+        for name, x in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def backbone_fingerprint(self) -> str:
         """Of the weights that make queries: banks of models that share it may be exchanged."""
         digest = hashlib.sha256()
@@ -232,7 +240,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         found = blind if told is None else told
         taking: Tensor | None = found
         if self.mixtures:  # where nothing was found the readout is not used, but it has to be one
-            taking = torch.where(found.any(1, keepdim=True), found, scores > -torch.inf)
+            taking = found | (~found.any(1, keepdim=True) & (scores > -torch.inf))
         elif told is None and self.retrieval.mode == "soft":
             taking = None
         readout, _ = self.retrieval(pooled, bank.keys, bank.values, bank.counts, taking)
@@ -498,7 +506,8 @@ def _mirrored(x: Tensor, down: int, across: int) -> Tensor:
     for dim, more in ((2, down), (3, across)):
         length = x.shape[dim]
         if torch.compiler.is_exporting() or more:  # a program is to hold for both cases
-            index = torch.arange(length + more, device=x.device) % max(2 * length - 2, 1)
+            period = torch.scalar_tensor(max(2 * length - 2, 1), dtype=torch.int64, device=x.device)
+            index = torch.arange(length + more, device=x.device) % period  # by a tensor, as ONNX has it
             x = x.index_select(dim, torch.where(index < length, index, 2 * length - 2 - index))
     return x
 

@@ -29,7 +29,7 @@ from r2r.files import atomic_path
 from r2r.inputs import plan_outputs, unreadable
 from r2r.model import R2R, Task
 from r2r.report import REPORT, FileResult, RestorationReport, read_done
-from r2r.tiling import RestoredPhoto, restore_photo, restore_together, tile_side, whole_photos
+from r2r.tiling import Progress, RestoredPhoto, restore_photo, restore_together, tile_side, whole_photos
 
 _WRITING = 2  # files that wait to be written
 _TOGETHER, _PIXELS = 16, 2**18  # photos, and pixels of them, that go through the network together
@@ -38,13 +38,15 @@ _TOGETHER, _PIXELS = 16, 2**18  # photos, and pixels of them, that go through th
 @dataclass(frozen=True)
 class Settings:
     """task, strength, memory: see `restore_photo`. How outputs are written: `file_format`, a key of
-    `r2r.data.images.FORMATS`, and `quality`, see `write_photo`; by default as the input is."""
+    `r2r.data.images.FORMATS`, and `quality`, see `write_photo`; by default as the input is. tiles: `progress` of
+    `restore_photo`; what it raises fails the photo, unless it is no Exception: then the run ends."""
 
     task: Task = None
     strength: float = 1.0
     memory: int | None = None
     file_format: str | None = None
     quality: int | None = None
+    tiles: Progress | None = None
 
     @property
     def as_input(self) -> bool:
@@ -54,11 +56,8 @@ class Settings:
     def fingerprint(self, model: R2R) -> str:
         """Of everything that decides what an output looks like: the model, the settings, the package's version."""
         chosen = str(self.task), self.strength, self.file_format, self.quality
-        digest = hashlib.sha256(json.dumps([r2r_kernels.__version__, model.config, *chosen]).encode())
-        for name, x in sorted(model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        decisive = [r2r_kernels.__version__, model.config, model.fingerprint(), *chosen]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
 def restore_files(
@@ -308,7 +307,9 @@ def _restore_one(job: _Job, model: R2R, settings: Settings, room: _Memory) -> _J
 def _restore_photo(model: R2R, photo: Photo, settings: Settings, memory: int | None) -> RestoredPhoto:
     """In place."""
     pixels = photo.pixels
-    return restore_photo(model, pixels, settings.task, memory, pixels, settings.strength, _visible(photo))
+    return restore_photo(
+        model, pixels, settings.task, memory, pixels, settings.strength, _visible(photo), settings.tiles
+    )
 
 
 def _visible(photo: Photo) -> np.ndarray | None:

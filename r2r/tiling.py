@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,8 @@ _BYTES_PER_BAND_PIXEL = 64
 # eager model's time for a pixel doubles on a CPU from tiles of 512^2 to 1536^2.
 DEFAULT_MEMORY = 2 * 2**30
 
+Progress = Callable[[float], object]
+
 
 @dataclass(frozen=True, eq=False)
 class RestoredPhoto:
@@ -58,13 +61,14 @@ def restore_photo(
     out: np.ndarray | None = None,
     strength: float = 1.0,
     visible: np.ndarray | None = None,
+    progress: Progress | None = None,
 ) -> RestoredPhoto:
     """Restore one photo, [H, W, 3] or grey [H, W, 1] with H, W >= 1, blind or told the task; for `task` and `strength`
     see `R2R.restore`.
 
     pixels: uint8, uint16, or float32 in [0, 1], of any strides. out: where the result goes, of their shape and dtype;
     it may be `pixels`. visible: bool [H, W], False where transparency hides the colours: those stay as they are, and
-    have no part in the result.
+    have no part in the result. progress: told after each tile which share of the work is done, in [0, 1].
     memory: bytes that the activations may take; by default half of what is free on the model's device, of which those
     of one tile take at most 2 GiB. A photo that needs more is restored in overlapping tiles, blended without seams,
     after a first pass over them has assembled one query for the whole photo: every tile gets its part of the same
@@ -79,13 +83,13 @@ def restore_photo(
         raise InputError(f"strength must be in 0..1, got {strength}")
     out = np.empty_like(pixels) if out is None else out
     if visible is not None and not visible.all():
-        return _restore_visible(model, pixels, task, memory, out, strength, visible)
+        return _restore_visible(model, pixels, task, memory, out, strength, visible, progress)
     if whole_photos(model, pixels.shape, memory):
         return restore_together(model, [pixels], task, [out], strength)[0]
     device, width = device_of(model), model.padded(pixels.shape[1])
     budget = free_memory(device) // 2 if memory is None else memory
     side = tile_side(model, memory, across=width)
-    chosen, scores, tiles = _restore_tiled(model, pixels, out, side, task, strength, budget)
+    chosen, scores, tiles = _restore_tiled(model, pixels, out, side, task, strength, budget, progress)
     return _described(model, [out], chosen, scores, tiles)[0]
 
 
@@ -133,6 +137,7 @@ def _restore_visible(
     out: np.ndarray,
     strength: float,
     visible: np.ndarray,
+    progress: Progress | None,
 ) -> RestoredPhoto:
     """The part of the photo around what can be seen; what is hidden in it looks like the nearest pixel that is seen."""
     out[...] = pixels
@@ -144,7 +149,7 @@ def _restore_visible(
     from scipy.ndimage import distance_transform_edt  # slow to import, and few photos have hidden colours
 
     y, x = distance_transform_edt(~seen, return_distances=False, return_indices=True)
-    restored = restore_photo(model, pixels[part][y, x], task, memory, strength=strength)
+    restored = restore_photo(model, pixels[part][y, x], task, memory, strength=strength, progress=progress)
     out[part][seen] = restored.pixels[seen]
     return replace(restored, pixels=out)
 
@@ -220,7 +225,14 @@ def _windows(length: int, side: int, stride: int, margin: int) -> list[_Window]:
 
 
 def _restore_tiled(
-    model: R2R, pixels: np.ndarray, out: np.ndarray, side: int, task: Task, strength: float, budget: int
+    model: R2R,
+    pixels: np.ndarray,
+    out: np.ndarray,
+    side: int,
+    task: Task,
+    strength: float,
+    budget: int,
+    progress: Progress | None,
 ) -> tuple[Tensor, Tensor, int]:
     """Fill `out`; give the chosen task, the scores, and the number of tiles. Of the budget in bytes, what a tile leaves
     is for features of the first pass."""
@@ -230,13 +242,19 @@ def _restore_tiled(
     margin = max(_LEAST_MARGIN, min(model.window // 2, side // 6) // stride * stride)
     rows, columns = (_windows(length, side, stride, margin) for length in padded)
 
+    steps = count(1)
+
+    def tell() -> None:  # each tile is passed twice
+        if progress is not None:
+            progress(next(steps) / (2 * len(rows) * len(columns)))
+
     def cut(y: _Window, x: _Window) -> Tensor:  # short at the photo's right and lower border, where it is padded
         return _as_tensor(pixels[y.start : y.stop, x.start : x.stop]).to(device)
 
     attention = _SharedAttention(model, pixels, side)
     model = attention.model
     attention.share_in_encoder()
-    query, kept = _assemble_query(model, cut, rows, columns, padded, budget)
+    query, kept = _assemble_query(model, cut, tell, rows, columns, padded, budget)
     match = model.match(query, task)
     if model.mixtures and not bool(match.task.any()):
         out[...] = pixels
@@ -253,6 +271,7 @@ def _restore_tiled(
         features = kept.pop((y.start, x.start), None) or model.encode(tile)
         _, value = model.query(features.deep)
         image = model.decode(tile, features, value, readout_at(y.cells(stride), x.cells(stride)))
+        tell()
         return torch.lerp(tile, image.float(), strength).cpu()
 
     _blend(rows, columns, restored, out)
@@ -333,6 +352,7 @@ def _blend(
 def _assemble_query(
     model: R2R,
     cut: Callable[[_Window, _Window], Tensor],
+    tell: Callable[[], None],
     rows: Sequence[_Window],
     columns: Sequence[_Window],
     padded: Sequence[int],
@@ -356,6 +376,7 @@ def _assemble_query(
             if size <= room:
                 kept[y.start, x.start] = features
                 room -= size
+            tell()
     return query, kept
 
 

@@ -117,11 +117,11 @@ def run_demo(out: Path, console: Console, model: str | None = None) -> list[Show
     return shown
 
 
-def write_cases(folder: Path) -> dict[str, np.ndarray]:
-    """Write the degraded photos; the clean ones, float32 [H, W, 3] in [0, 1], by file name."""
+def write_cases(folder: Path, cases: Sequence[Case] = CASES) -> dict[str, np.ndarray]:
+    """Write degraded photos; the clean ones, float32 [H, W, 3] in [0, 1], by file name."""
     folder.mkdir(parents=True, exist_ok=True)
     clean = {}
-    for number, case in enumerate(CASES):
+    for number, case in enumerate(cases):
         photo = getattr(data, case.photo)()
         photo = photo[0] if isinstance(photo, tuple) else photo
         pixels = photo.astype(np.float32) / 255

@@ -48,8 +48,10 @@ def test_tiles_show_no_seams_and_share_one_query(tiny_model: R2R) -> None:
     whole = restore_photo(tiny_model, PHOTO)
     matched: list[torch.Size] = []
     tiny_model.retrieval.register_forward_hook(lambda module, given, made: matched.append(given[0].shape))
-    tiled = restore_photo(tiny_model, PHOTO, memory=memory_for(192))
+    shares: list[float] = []
+    tiled = restore_photo(tiny_model, PHOTO, memory=memory_for(192), progress=shares.append)
     assert len(matched) == 1
+    assert shares == [step / 18 for step in range(1, 19)]  # each tile is passed twice
     assert whole.tiles == 1
     assert tiled.tiles == 9
     change = np.abs(whole.pixels - PHOTO).mean()
