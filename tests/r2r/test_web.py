@@ -129,9 +129,10 @@ def drop(page: Any, *files: Path) -> None:
 
 def restore(page: Any) -> str:
     """Restores, and gives what the page says at the end."""
-    said = page.locator("#status p").first.element_handle()
+    said = page.locator("#status").inner_text()
     page.get_by_role("button", name="Restore").click()
-    page.wait_for_function("it => !it.isConnected", arg=said)  # what it said of an earlier job
+    # An earlier job's end has the same words; "Waiting for its turn." comes between.
+    page.wait_for_function("said => document.querySelector('#status').innerText !== said", arg=said)
     ended = page.locator("#status").get_by_text("failed.")
     ended.wait_for()
     return page.locator("#status").inner_text()
