@@ -3,4 +3,4 @@
 from r2r_kernels.swap import Swaps, accelerate, decelerate
 
 __all__ = ["Swaps", "accelerate", "decelerate"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -63,7 +63,7 @@ def serve(
                 theme=THEME,
                 css=CSS,
             )
-            ready(f"http://{host}:{port}")
+            ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
             threading.Event().wait()
         finally:
             sessions.close_all()
