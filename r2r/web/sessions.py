@@ -67,6 +67,7 @@ class Sessions:
         self.memory = memory
         self.max_pixels = max_pixels
         self._open: dict[str, Session] = {}
+        self._closed: set[str] = set()  # a job of theirs may still wait
         self._lock = threading.Lock()
 
     def of(self, tab: str) -> Session:
@@ -79,6 +80,7 @@ class Sessions:
         """Stop the tab's job and remove its files."""
         with self._lock:
             session = self._open.pop(tab, None)
+            self._closed.add(tab)
         if session is not None:
             session.stop.set()
             self._remove(session.uploads)
@@ -105,7 +107,10 @@ class Sessions:
 
     def restore(self, tab: str, uploads: Sequence[Path], tasks: Sequence[str], strength: float) -> Iterator[Progress]:
         """Restore photos as `r2r restore` does; `outcomes` of the session grow meanwhile. An upload that is too large,
-        or no image, fails by itself. Raises InputError for what concerns all of them."""
+        or no image, fails by itself. Nothing is done for a tab that was closed. Raises InputError for what concerns all
+        of them."""
+        if tab in self._closed:
+            return
         session = self.of(tab)
         shutil.rmtree(session.folder, ignore_errors=True)
         session.outcomes = []

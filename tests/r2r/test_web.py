@@ -28,6 +28,7 @@ from skimage import data
 from r2r import R2R, fast
 from r2r.demo.restoring import CASES, Case, write_cases
 from r2r.restoration import Settings, restore_files
+from r2r.web.sessions import Sessions
 
 ENTRY = Path(sys.executable).with_name("r2r")
 PASSWORD = "long enough"
@@ -409,6 +410,19 @@ def refused(*options: object, code: str = "from r2r.cli import main; main()") ->
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
     return line
+
+
+def test_a_job_that_waits_when_its_tab_is_closed_does_nothing(tiny_model: R2R, tmp_path: Path) -> None:
+    sessions = Sessions(tiny_model, tmp_path / "served", memory=None, max_pixels=10**6)
+    photo = tmp_path / "photo.png"
+    Image.fromarray(data.chelsea()[:48, :64]).save(photo)
+    assert [progress.done for progress in sessions.restore("open", [photo], ["derain"], 1.0)][-1] == 1
+    sessions.close("open")
+    sessions.close("other")
+    assert list(sessions.restore("open", [photo], ["derain"], 1.0)) == []
+    assert list(sessions.restore("other", [photo], ["derain"], 1.0)) == []
+    assert [path for path in (tmp_path / "served").rglob("*") if path.is_file()] == []
+    assert photo.exists()  # an example, which belongs to no tab
 
 
 def test_bad_input_is_told_in_one_line() -> None:
