@@ -55,8 +55,8 @@ def export(model: R2R, path: str | Path, half: bool = False) -> None:
     goes with it: in ONNX as the model's properties, in a `.pt2` as the extra file `metadata.json`. half: weights, input
     and output are float16; norms, similarities and matching are computed in float32 all the same.
 
-    Raises InputError for another suffix, an empty bank, a file that cannot be written, and for ONNX a model
-    with a `window` and missing packages (onnx, onnxscript).
+    Raises InputError for another suffix, an empty bank, a file that cannot be written, and for ONNX missing packages
+    (onnx, onnxscript).
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -64,8 +64,6 @@ def export(model: R2R, path: str | Path, half: bool = False) -> None:
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if path.suffix == ".onnx" and missing:
         raise InputError(f"ONNX needs {' and '.join(missing)}: pip install 'r2r-restore[onnx]'")
-    if path.suffix == ".onnx" and model.window:
-        raise InputError("ONNX cannot hold a model with local attention (window) yet; a .pt2 can, or set window to 0")
     about = metadata(model)
     if half:
         model = copy.deepcopy(model).half()

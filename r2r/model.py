@@ -258,7 +258,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             windows = area_resize(query, size, size).flatten(1)[:, None]
         else:
             step = max(1, size // 2)
-            cells = [size + step * _more(length * self.stride / self.window) for length in query.shape[2:]]
+            cells = [size + step * _more(length * self.stride, self.window) for length in query.shape[2:]]
             pooled = area_resize(query, *cells)
             windows = F.unfold(pooled, size, stride=step).transpose(1, 2)
         return self.retrieval.scores(windows, self.bank.keys, self.bank.counts).mean(1)
@@ -512,6 +512,6 @@ def _mirrored(x: Tensor, down: int, across: int) -> Tensor:
     return x
 
 
-def _more(windows: float) -> int:
-    """How many windows beyond the first, overlapping by half, cover a length of that many windows."""
-    return max(0, round(2 * (windows - 1)))
+def _more(length: int, window: int) -> int:
+    """How many windows beyond the first cover a length, overlapping by half: 2 (length / window - 1), rounded."""
+    return torch.sym_max(0, (4 * length + window) // (2 * window) - 2)

@@ -111,9 +111,12 @@ def test_half_precision_is_near(model: R2R, tmp_path: Path) -> None:
     assert next(model.parameters()).dtype == torch.float32  # the model itself stays as it is
 
 
-def test_local_attention_is_refused_for_onnx(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"local attention \(window\)"):
-        export(made(window=32), tmp_path / "local.onnx")
+@pytest.mark.slow
+def test_local_attention_and_votes_of_windows_are_exported_too(tmp_path: Path) -> None:
+    local = made(window=32)
+    export(local, tmp_path / "local.onnx")
+    for runtime in (onnx_runtime, openvino):
+        agrees(local, runtime(tmp_path / "local.onnx"))
 
 
 @pytest.mark.slow
