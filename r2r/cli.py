@@ -35,7 +35,6 @@ EXTRAS = {
     "tensorboard": "train",
     "matplotlib": "demo",
     "sklearn": "demo",
-    "spandrel": "metrics",
     "gradio": "web",
     "starlette": "web",
 }  # packages that few commands need

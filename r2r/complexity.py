@@ -66,10 +66,11 @@ def measure(method: Method, device: torch.device, size: int = SIZE) -> Complexit
     memory = peak_memory(device) - resting
     with _running() as modules, FlopCounterMode(display=False) as counter:
         restore(image)
-    held = [{id(x): x for module in modules for x in kind(module)}.values() for kind in (_parameters, _buffers)]
+    parameters = {id(x): x.numel() for module in modules for x in module.parameters()}
+    buffers = {id(x): x.nbytes for module in modules for x in module.buffers()}
     return Complexity(
-        sum(x.numel() for x in held[0]) if held[0] else None,
-        sum(x.numel() * x.element_size() for x in held[1]),
+        sum(parameters.values()) if parameters else None,
+        sum(buffers.values()),
         counter.get_total_flops() / 2e9,
         statistics.median(times),
         max(memory, 0),
@@ -106,8 +107,7 @@ def cells(one: Complexity | None) -> list[str]:
     if one is None:
         return ["-"] * len(HEADINGS)
     millions = "-" if one.parameters is None else f"{one.parameters / 1e6:.2f} M"
-    sizes = (f"{number / 1e6:.0f} MB" for number in (one.buffers, one.memory))
-    buffers, memory = sizes
+    buffers, memory = (f"{number / 1e6:.0f} MB" for number in (one.buffers, one.memory))
     return [millions, buffers, f"{one.gmacs:.2f}", f"{one.seconds:.3f}", memory]
 
 
@@ -129,14 +129,6 @@ def _running() -> Iterator[list[nn.Module]]:
         yield modules
     finally:
         handle.remove()
-
-
-def _parameters(module: nn.Module) -> Iterator[torch.Tensor]:
-    return module.parameters()
-
-
-def _buffers(module: nn.Module) -> Iterator[torch.Tensor]:
-    return module.buffers()
 
 
 def _main(job: dict[str, Any]) -> None:

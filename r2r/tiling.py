@@ -251,9 +251,11 @@ def _restore_tiled(
     def cut(y: _Window, x: _Window) -> Tensor:  # short at the photo's right and lower border, where it is padded
         return _as_tensor(pixels[y.start : y.stop, x.start : x.stop]).to(device)
 
-    attention = _SharedAttention(model, pixels, side)
-    model = attention.model
-    attention.share_in_encoder()
+    # With a window they reach no farther than a margin, so that each tile may have its own.
+    attention = None if model.window else _SharedAttention(model, pixels, side)
+    if attention:
+        model = attention.model
+        attention.share_in_encoder()
     query, kept = _assemble_query(model, cut, tell, rows, columns, padded, budget)
     match = model.match(query, task)
     if model.mixtures and not bool(match.task.any()):
@@ -264,7 +266,8 @@ def _restore_tiled(
     def readout_at(y_cells: slice, x_cells: slice) -> Tensor:
         return spread[0][y_cells] @ match.readout @ spread[1][x_cells].T
 
-    attention.share_in_decoder(readout_at)
+    if attention:
+        attention.share_in_decoder(readout_at)
 
     def restored(y: _Window, x: _Window) -> Tensor:
         tile = cut(y, x)
@@ -282,8 +285,6 @@ class _SharedAttention:
     """A copy of the model, whose blocks have one channel attention for all tiles of a photo: that of crops spread over
     it, as large together as one tile. With the attention of its own mean each tile would change otherwise, and seams
     would show. The copy has the model's own tensors; other threads may go on with the model.
-
-    A model with a `window` needs none of it, for its means reach no farther than a tile's margin.
     """
 
     def __init__(self, model: R2R, pixels: np.ndarray, side: int) -> None:
@@ -320,8 +321,7 @@ class _SharedAttention:
         """What runs inside gives the network's blocks the attention of its mean."""
         blocks = [block for block in network.modules() if isinstance(block, (NAFBlock, FoldedNAFBlock))]
         hooks = [
-            block.register_forward_pre_hook(lambda block, inputs: block.share_attention(inputs[0]))
-            for block in (blocks if not self.model.window else ())
+            block.register_forward_pre_hook(lambda block, inputs: block.share_attention(inputs[0])) for block in blocks
         ]
         try:
             yield

@@ -94,15 +94,23 @@ def test_without_channel_attention_a_tiled_query_and_result_are_those_of_the_who
     assert list(tiled.scores.values()) == pytest.approx(list(whole.scores.values()), rel=1e-3)
 
 
-def test_tiles_share_one_channel_attention_and_leave_the_model_its_own(tiny_model: R2R) -> None:
+@pytest.mark.parametrize(("part", "bound"), [("encoder", 0.018), ("decoder", 0.005)])
+def test_tiles_share_one_channel_attention_and_leave_the_model_its_own(
+    tiny_model: R2R, part: str, bound: float
+) -> None:
+    # Bright on the left and dark on the right; attention that depends on the image strongly. Where it comes from each
+    # tile, or from the left alone, tiles and whole differ by 0.028 and 0.007 of the change or more.
+    photo = np.concatenate((PHOTO[:208], PHOTO[:208, ::-1] / 10), 1)
     with torch.no_grad():
         for name, parameter in tiny_model.named_parameters():
-            if ".sca." in name and name.endswith("weight"):
-                parameter.mul_(4)  # tiles with means of their own would differ from the whole by 0.0035 of the change
-    whole, tiled = (restore_photo(tiny_model, PHOTO, "derain", memory).pixels for memory in (None, memory_for(192)))
-    assert np.abs(tiled - whole).mean() < 0.002 * np.abs(whole - PHOTO).mean()
+            if name.startswith(part) and ".sca." in name and name.endswith("weight"):
+                parameter.mul_(16)
+    memory = memory_for(192, photo.shape[1])
+    whole, tiled = (restore_photo(tiny_model, photo, "derain", given) for given in (None, memory))
+    assert (whole.tiles, tiled.tiles) == (1, 14)
+    assert np.abs(tiled.pixels - whole.pixels).mean() < bound * np.abs(whole.pixels - photo).mean()
     assert all(block.attention is None for block in tiny_model.modules() if isinstance(block, NAFBlock))
-    assert np.array_equal(restore_photo(tiny_model, PHOTO, "derain").pixels, whole)
+    assert np.array_equal(restore_photo(tiny_model, photo, "derain").pixels, whole.pixels)
 
 
 def several_tasks(tiny_model: R2R) -> R2R:
