@@ -78,11 +78,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 def resident_memory() -> int:
-    """Bytes that this process holds now."""
-    return psutil.Process().memory_info().rss
-
-
-def release_freed_memory() -> None:
-    """Give back to the system what was freed but is kept for later, where the C library can."""
+    """Bytes that this process holds now. The C library keeps freed memory; it is given back first, where that can be
+    done."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+    return psutil.Process().memory_info().rss

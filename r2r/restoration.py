@@ -23,7 +23,7 @@ import torch
 
 import r2r_kernels
 from r2r.data.images import RAW_SUFFIXES, Photo, image_size, memory_to_read, read_photo, write_photo
-from r2r.device import device_of, release_freed_memory, resident_memory
+from r2r.device import device_of, resident_memory
 from r2r.errors import InputError
 from r2r.files import atomic_path
 from r2r.inputs import plan_outputs, unreadable
@@ -232,8 +232,6 @@ def _restore_all(
                 writing.append(writers.submit(_write, job, settings, record))
             del job, jobs  # a photo goes when it is written
             finish_writing(0 if alone else _WRITING)
-            if alone:
-                release_freed_memory()
         finish_writing(0)
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 
 from r2r import R2R
+from r2r.device import resident_memory
 
 # Not the whole of ru_maxrss: a process that is started by fork begins with what its parent held.
 PROGRAM = """
@@ -42,6 +44,18 @@ def peak_of(*arguments: object) -> tuple[int, str, int]:
     )
     peak = int(done.stderr.split("peak ")[1]) if "peak " in done.stderr else 0
     return done.returncode, done.stdout + done.stderr, peak
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only the GNU C library can give back what was freed")
+def test_what_was_freed_does_not_count() -> None:
+    """A server restores photo after photo; each would leave less memory to the next."""
+    before = resident_memory()
+    held = [torch.zeros(2**14) for _ in range(4000)]  # 64 KiB each, so from the heap
+    assert resident_memory() - before > 200e6
+    last = held[-1]  # keeps the top of the heap in use
+    del held
+    assert resident_memory() - before < 20e6
+    assert last.sum() == 0
 
 
 @pytest.fixture(scope="module")

@@ -134,8 +134,8 @@ def restore(page: Any) -> str:
     page.get_by_role("button", name="Restore").click()
     # An earlier job's end has the same words; "Waiting for its turn." comes between.
     page.wait_for_function("said => document.querySelector('#status').innerText !== said", arg=said)
-    ended = page.locator("#status").get_by_text("failed.")
-    ended.wait_for()
+    status = page.locator("#status")
+    status.get_by_text("failed.").or_(status.get_by_role("alert")).first.wait_for()
     return page.locator("#status").inner_text()
 
 
