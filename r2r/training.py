@@ -39,7 +39,7 @@ from r2r.config import FREE, SCHEDULE, PhaseConfig, TrainConfig, anchored
 from r2r.data.dataset import EvaluationPairs, Source, TrainingPairs, worker_init
 from r2r.data.sampler import EpochSampler
 from r2r.data.sizes import read_index, write_index
-from r2r.data.sources import PATHS, build_source
+from r2r.data.sources import PATHS, build_source, named
 from r2r.device import pick_device
 from r2r.errors import InputError
 from r2r.evaluation import evaluate, evaluation_set
@@ -141,11 +141,13 @@ class Trainer:
         self.display = display if display and self.leads else Silent()
         self.out = Path(config.out)
         self.device = pick_device(config.device)
+        several = any(len(named(entry, "task")) != 1 or named(entry, "optional") for entry in config.data)
+        self.mixtures = bool(config.model.get("mixtures", several))
+        self.model = build_model(config, self.mixtures).to(self.device)  # before photos, which take their time
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with ranks.first_alone():  # it reads the headers of all photos, the others its index of them
             read_index(self.out / INDEX)
             self.sources = [build_source(entry, config.tasks) for entry in config.data]
-            several = any(len(source.labels) != 1 or source.optional for source in self.sources)
-            self.mixtures = bool(config.model.get("mixtures", several))
             self._check_sources()
             held_out = [build_source(entry, config.tasks) for entry in config.validation]
             self.held_out = [evaluation_set(one, len(config.tasks), self.mixtures, config.seed) for one in held_out]
@@ -158,8 +160,6 @@ class Trainer:
                 for name, phase in self._phases()
                 if phase.epochs
             }
-            self.model = build_model(config, self.mixtures).to(self.device)
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.ema = self._averaged() if config.ema else None
             self.phase, self.epoch, self.batch, self.step, self.best = "pretrain", 0, 0, 0, -math.inf
             self.stop = StopSignal()

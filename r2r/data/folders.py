@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,9 @@ def check_sizes(pairs: Sequence[Pair]) -> None:
 def by_name(folder: Path) -> dict[str, Path]:
     """The image files of `folder` by path without suffix. Raises InputError for no folder, no image, a name twice."""
     files: dict[str, Path] = {}
+    beginning = len((folder / "x").as_posix()) - 1
     for path in image_files(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix()
+        name = os.path.splitext(path.as_posix())[0][beginning:]
         if name in files:
             raise InputError(f"{folder}: two files named {name}: {files[name].name} and {path.name}")
         files[name] = path

@@ -114,18 +114,17 @@ def image_files(folder: str | Path) -> list[Path]:
     Links to folders are not followed, as they may lead anywhere; the log names each. Raises InputError where there is
     no such folder. An empty folder gives an empty list.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder")
     files = []
-    for path in folder.rglob("*"):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            files.append(path)
-        elif path.is_symlink() and path.is_dir():
-            logger.warning("%s: a link to a folder, which is not followed; name that folder beside this one", path)
-    return sorted(files)
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if os.path.islink(path := os.path.join(root, name)):
+                logger.warning("%s: a link to a folder, which is not followed; name that folder beside this one", path)
+        found = [name for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+        files += [Path(root, name) for name in found if os.path.isfile(os.path.join(root, name))]
+    return sorted(files, key=lambda path: path.parts)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -38,7 +38,7 @@ def build_source(entry: Mapping[str, Any], tasks: Sequence[str]) -> Source:
     given = [key for key in ("pairs", "clean", "layout") if entry.get(key)]
     if len(given) != 1:
         raise InputError(f"a data source needs one of pairs, clean and layout, got {' and '.join(given) or 'none'}")
-    names, optional = _names(entry, "task"), _names(entry, "optional")
+    names, optional = named(entry, "task"), named(entry, "optional")
     for name in (*names, *optional):
         if name not in tasks:
             raise InputError(f"unknown task {name!r} in a data source; the run's tasks are {', '.join(tasks)}")
@@ -49,11 +49,11 @@ def build_source(entry: Mapping[str, Any], tasks: Sequence[str]) -> Source:
 
     degradation = None
     if given == ["pairs"]:
-        pairs = [pair for folder in _names(entry, "pairs") for pair in paired_folder(folder)]
+        pairs = [pair for folder in named(entry, "pairs") for pair in paired_folder(folder)]
     elif given == ["layout"]:
         pairs = _layout(entry)
     else:
-        folders = _names(entry, "clean")
+        folders = named(entry, "clean")
         if entry.get("depth") and len(folders) > 1:
             raise InputError("depth goes with one folder of clean photos")
         pairs = [pair for folder in folders for pair in clean_folder(folder, entry.get("depth"))]
@@ -84,9 +84,10 @@ def anchor(entry: Any, folder: Path) -> None:
             entry[key] = [str(folder / Path(one).expanduser()) for one in given]
 
 
-def _names(entry: Mapping[str, Any], key: str) -> list[str]:
-    named = entry.get(key)
-    return [str(named)] if isinstance(named, str | Path) else list(named or ())
+def named(entry: Mapping[str, Any], key: str) -> list[str]:
+    """The names or paths under a key that takes one or several."""
+    names = entry.get(key)
+    return [str(names)] if isinstance(names, str | Path) else list(names or ())
 
 
 def _count(entry: Mapping[str, Any], key: str) -> int | None:

@@ -628,7 +628,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(photos
         (lambda p: {"data": [{"task": "snow", "clean": str(p)}]}, "unknown task 'snow'"),
         (lambda p: {"data": [{"task": "denoise", "clean": str(p), "sigm": 3}]}, "unknown key 'sigm'"),
         (lambda p: {"preset": "huge"}, "unknown preset 'huge'; accepted: base, small, tiny"),
-        (lambda p: {"model": {"widht": 4}}, "model: .*widht"),
+        (lambda p: {"model": {"widht": 8}, "data": [{"task": "denoise", "clean": str(p / "none")}]}, "model: .*widht"),
         (lambda p: {"device": "cuda:7"}, "device 'cuda:7' cannot be used"),
         (lambda p: {"pretrain": PhaseConfig(epochs=1, steps=1, crop=512, batch_size=4)}, "smaller than the crop"),
         (lambda p: {"pretrain": PhaseConfig(epochs=1, steps=1, crop=32, batch_size=2)}, "batch size 2"),
