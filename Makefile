@@ -36,7 +36,7 @@ compat: $(STAMP)
 	$(BIN)/python -m tests.r2r_kernels.compat
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest benchmarks --quick
+	$(BIN)/python -m pytest benchmarks
 
 clean:
 	rm -rf .venv build dist demo *.egg-info

@@ -1,4 +1,4 @@
-"""`pytest benchmarks [--quick] [--device D]`: rivals race group by group, a table at the end, a file for report.py.
+"""`pytest benchmarks [--quick | --full] [--device D]`: rivals race group by group; a summary; a file for report.py.
 
 Every run is saved in pytest-benchmark's storage (.benchmarks/, see --benchmark-storage; --benchmark-json FILE writes it
 elsewhere too). --benchmark-disable checks that everything runs and agrees, and times nothing.
@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks import runs, stamp
 from benchmarks.race import Race, Session
 from benchmarks.roofline import Work, measure_limits
+from benchmarks.timing import EVERYDAY, FULL, QUICK, Effort
 from r2r_kernels import env
 
 _SESSION = pytest.StashKey[Session]()
@@ -33,28 +34,30 @@ _SESSION = pytest.StashKey[Session]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("r2r benchmarks")
-    group.addoption("--quick", action="store_true", help="few sizes, few rounds: minutes instead of an hour")
+    group.addoption("--quick", dest="effort", action="store_const", const=QUICK, default=EVERYDAY, help="two minutes")
+    group.addoption("--full", dest="effort", action="store_const", const=FULL, help="everything; hours on a CPU")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     group.addoption("--dtype", action="append", help="float32 or bfloat16, instead of what the kind of run takes")
     group.addoption("--time-limit", type=float, default=float("inf"), help="seconds after which no group is begun")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "grid(quick, full, gpu): values of each parameter, by kind of run")
+    config.addinivalue_line("markers", "grid(quick, everyday, full, gpu): values of each parameter, by kind of run")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The grid of a test: `quick` or `full`, on a GPU with what `gpu` changes in `full`."""
+    """The grid of a test for this kind of run, on a GPU with what `gpu` changes in a full one; no cases without one."""
     marker = metafunc.definition.get_closest_marker("grid")
     if marker is None:
         return
-    quick, gpu = metafunc.config.getoption("quick"), metafunc.config.getoption("device").startswith("cuda")
-    grid: dict[str, list[Any]] = dict(marker.kwargs["quick" if quick else "full"])
-    if gpu and not quick:
+    config = metafunc.config
+    effort, gpu = config.getoption("effort"), config.getoption("device").startswith("cuda")
+    grid: dict[str, list[Any]] = dict(marker.kwargs.get(effort.name, {name: [] for name in marker.kwargs["full"]}))
+    if gpu and effort is FULL:
         grid |= marker.kwargs.get("gpu", {})
     if "dtype" in metafunc.fixturenames:
-        usual = ["bfloat16" if gpu else "float32"] if quick else ["float32", "bfloat16"]
-        grid.setdefault("dtype", metafunc.config.getoption("dtype") or usual)
+        usual = ["float32", "bfloat16"] if effort is FULL else ["bfloat16" if gpu else "float32"]
+        grid["dtype"] = config.getoption("dtype") or grid.get("dtype") or usual
     values = [pytest.param(*one, id="-".join(map(_id, one))) for one in itertools.product(*grid.values())]
     metafunc.parametrize(list(grid), values)
 
@@ -65,24 +68,29 @@ def _id(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if "NOTSET" in item.name]  # tests without a case in this kind of run
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     for item in items:
         item.add_marker(pytest.mark.timeout(0))  # full runs take what they take
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
-    code, quick = stamp.code_digest(), bool(config.getoption("quick"))
+    code, effort = stamp.code_digest(), config.getoption("effort")
     refusal = stamp.refusal(stamp.read(config), code, stamp.device_name())
     device = torch.device(config.getoption("device"))
-    config.stash[_SESSION] = Session(device, quick, config.getoption("time_limit"), code, refusal)
-    if not quick:  # "first call" holds all of the compiling, and no file that a killed run left half-written is met
+    config.stash[_SESSION] = Session(device, effort, config.getoption("time_limit"), code, refusal)
+    if (
+        effort is FULL
+    ):  # "first call" holds all of the compiling, and no file that a killed run left half-written is met
         cache = tempfile.TemporaryDirectory(prefix="r2r-benchmarks-")
         config.add_cleanup(cache.cleanup)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
     storage: Any = config._benchmarksession  # type: ignore[attr-defined]
     storage.quiet = True  # the table below says more
-    storage.autosave = storage.autosave or f"{datetime.now():%Y%m%d_%H%M%S}_{'quick' if quick else 'full'}"
+    storage.autosave = storage.autosave or f"{datetime.now():%Y%m%d_%H%M%S}_{effort.name}"
 
 
 # -- fixtures -----------------------------------------------------------------------------------------------------
@@ -120,8 +128,8 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 
 
 @pytest.fixture
-def quick(pytestconfig: pytest.Config) -> bool:
-    return pytestconfig.stash[_SESSION].quick
+def effort(pytestconfig: pytest.Config) -> Effort:
+    return pytestconfig.stash[_SESSION].effort
 
 
 # -- what is saved, and the table at the end ----------------------------------------------------------------------
@@ -143,7 +151,7 @@ def _machine(config: pytest.Config, cpu: dict[str, Any]) -> dict[str, Any]:
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True).stdout.strip() if torch.version.cuda else ""
     facts = env.facts() | {"float32 products": torch.backends.cuda.matmul.fp32_precision}
-    return {"name": name, "driver": driver, "quick": config.getoption("quick"), "facts": facts}
+    return {"name": name, "driver": driver, "effort": config.getoption("effort").name, "facts": facts}
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
@@ -154,8 +162,9 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     session = config.stash[_SESSION]
+    machine = session.machine = _machine(config, output_json["machine_info"].get("cpu") or {})
     output_json["r2r"] = {
-        "machine": _machine(config, output_json["machine_info"].get("cpu") or {}),
+        "machine": machine,
         "limits": asdict(session.limits) if session.limits else {},
         "missing": [asdict(one) for one in session.missing],
         "refusal": session.refusal,
@@ -163,28 +172,46 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
+    """The tables of all rivals with -v; then a summary."""
     session = config.stash.get(_SESSION, None)
-    rows = [runs.Row(**one.extra_info) for one in config._benchmarksession.benchmarks]  # type: ignore[attr-defined]
+    storage: Any = config._benchmarksession  # type: ignore[attr-defined]
+    rows = [runs.Row(**one.extra_info) for one in storage.benchmarks]
     if session is None or not (rows or session.missing):
         return
     console = Console(file=sys.stdout, width=max(160, shutil.get_terminal_size((200, 0)).columns))
-    if session.refusal and session.refusal.startswith("the tests are red"):
-        console.print(f"UNVERIFIED: {session.refusal}.", style="bold red")
+    if config.option.verbose > 0:
+        _show_tables(console, session, rows)
+    _show_summary(console, session, rows)
+    if rows:
+        saved = storage.json or storage.storage.path
+        console.print(f"Saved in {saved}; python -m benchmarks.report writes tables and plots.", soft_wrap=True)
+
+
+def _show_tables(console: Console, session: Session, rows: list[runs.Row]) -> None:
     for group, members in runs.by_group(runs.Run(rows, session.missing)):
         table = Table(*runs.COLUMNS, title=group, title_justify="left", box=None, pad_edge=False)
         for one in members:
             if isinstance(one, runs.Row):
                 table.add_row(*runs.cells(one), style="bold" if one.is_ours else "")
-        console.print(table)
-        for rival, why in runs.reasons(members):
-            console.print(f"  no figure for {rival}: {why}", style="dim", markup=False)
-        console.print()
+        console.print(table, "")
     scaling = runs.slopes(rows)
     if scaling:
         table = Table(*runs.SLOPE_COLUMNS, title="scaling", title_justify="left", box=None, pad_edge=False)
         for slope in scaling:
             table.add_row(*runs.slope_cells(slope))
         console.print(table, "")
+
+
+def _show_summary(console: Console, session: Session, rows: list[runs.Row]) -> None:
+    """Ours against the best of the others; red where another was faster."""
+    name = session.machine.get("name", "this machine")
+    table = Table(*runs.SUMMARY_COLUMNS, title=f"{name}", title_justify="left", box=None, pad_edge=False)
+    for row, line in runs.summary(rows):
+        table.add_row(*line, style="red" if row.vs_best_rival is not None and row.vs_best_rival < 1 else "")
+    console.print(table)
+    for group, members in runs.by_group(runs.Run([], session.missing)):
+        for rival, why in runs.reasons(members):
+            console.print(f"{group}: no figure for {rival}: {why}", style="dim", markup=False, soft_wrap=True)
     if session.limits is not None:
         copies = ", ".join(
             f"{rate / 1e9:.1f} GB/s at {size / 1e6:.0f} MB" for size, rate in session.limits.copy.items()
@@ -192,4 +219,4 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
         products = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in session.limits.gemm.items())
         console.print(f"Limits measured in this run: copy {copies}; matrix product {products}.")
     if session.refusal:
-        console.print(f"Not for reporting: {session.refusal}.", style="yellow")
+        console.print(f"UNVERIFIED: {session.refusal}.", style="bold red")

@@ -21,7 +21,7 @@ from benchmarks import rivals
 from benchmarks.kernels import write
 from benchmarks.race import TOLERANCE, apart
 from benchmarks.rivals import Rival, Unavailable, tensors_of
-from benchmarks.timing import Contender
+from benchmarks.timing import QUICK, Contender
 
 DTYPE = torch.bfloat16
 
@@ -103,7 +103,7 @@ def training(rows: Path, dry: bool) -> None:
     exact = next(one for one in steps(preset, device, torch.float32, batch) if one.name == rivals.CHANNELS_LAST)
     truth = [t.detach().float() for t in tensors_of(next(iter(exact.prepare().phases.values()))())]
     allowed, size, half = TOLERANCE["bfloat16"], f"{number}x3x{side}x{side}", batch[0][: number // 2]
-    for rival in steps(preset, device, DTYPE, batch, quick=True):
+    for rival in steps(preset, device, DTYPE, batch, effort=QUICK):
         if "compile" not in rival.name:
             distance = measure("training step", size, rival, truth, half, allowed, rows, dry)
             if rival.name == rivals.EAGER:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,11 +30,12 @@ class Session:
     """What all races of a run share. `code`, `refusal`: see `benchmarks.stamp`."""
 
     device: torch.device
-    quick: bool
+    effort: timing.Effort
     time_limit: float
     code: str
     refusal: str | None
     limits: Limits | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
     start: float = field(default_factory=time.monotonic)
     missing: list[runs.Missing] = field(default_factory=list)
 
@@ -108,8 +110,7 @@ class Race:
         if self.plugin.disabled:
             return
 
-        effort = timing.QUICK if self.session.quick else timing.FULL
-        measured = timing.measure(contenders, first, device, effort)
+        measured = timing.measure(contenders, first, device, self.session.effort)
         for one in measured.values():
             one.samples[TOGETHER] = [sum(phases) for phases in zip(*one.samples.values(), strict=True)]
         for phase, part in given.items():

@@ -32,6 +32,7 @@ from benchmarks.runs import (
     Run,
     by_group,
     cells,
+    headline,
     load,
     merge,
     reasons,
@@ -103,7 +104,8 @@ def markdown(run: Run, plots: list[str]) -> str:
     changed = " with changes that were not committed" if run.commit.get("dirty") else ""
     copies = ", ".join(f"{rate / 1e9:.1f} GB/s ({int(size) / 1e6:.0f} MB)" for size, rate in run.limits["copy"].items())
     products = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s ({dtype})" for dtype, rate in run.limits["gemm"].items())
-    kind = " A quick run: few sizes, few rounds." if run.machine["quick"] else ""
+    effort = run.machine["effort"]
+    kind = "" if effort == "full" else f" A run of the kind {effort}: few sizes, few rounds."
     facts = {"driver": run.machine["driver"], **run.machine["facts"]}
     lines = [
         f"# {run.machine['name']}",
@@ -130,16 +132,6 @@ def markdown(run: Run, plots: list[str]) -> str:
         missing = [f"- no figure for {rival}: {_plain(why)}" for rival, why in reasons(members)]
         lines += ["", *missing] if missing else []
     return "\n".join(lines) + "\n"
-
-
-def headline(rows: list[Row]) -> list[Row]:
-    """Of each group, case and dtype that is no series: the fastest of ours."""
-    best: dict[tuple[str, str, str], Row] = {}
-    for row in rows:
-        place = row.key[:3]
-        if row.is_ours and not row.growth and (place not in best or row.median < best[place].median):
-            best[place] = row
-    return list(best.values())
 
 
 def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

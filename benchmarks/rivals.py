@@ -22,7 +22,8 @@ from torch import Tensor, nn
 import r2r_kernels
 from benchmarks.published import AS_PUBLISHED, as_published
 from benchmarks.runs import EAGER, OURS
-from benchmarks.timing import Contender
+from benchmarks.runtimes import ONNX_RUNTIME, OPENVINO, onnx_runtime, openvino
+from benchmarks.timing import QUICK, Contender, Effort, Unavailable
 from r2r import R2R
 from r2r.fast import R2R as FastR2R
 from r2r.losses import LossWeights, restoration_loss
@@ -40,15 +41,12 @@ FROZEN = "ours frozen"
 EXACT = "eager in float32"
 GRAPH = "ours CUDA graph"
 
-TOO_LONG = "left out by --quick: compiling the whole model takes a minute or more"
+TOO_LONG = "left out of a {} run: preparing the whole model takes a minute or more"
+NOT_TUNED = "left out of a {} run"
 
 TASKS = ("denoise", "derain", "dehaze", "deblur", "lowlight")
 
 Function = Callable[..., Any]
-
-
-class Unavailable(Exception):
-    """Why a rival is not measured here, in one line."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def operator_rivals(
     published: nn.Module | None = None,
     backward: bool = False,
     images: bool = True,
-    quick: bool = False,
+    effort: Effort = QUICK,
     compiling: bool = True,
 ) -> list[Rival]:
     """The rivals of one operator, given its eager module and what that is called with.
@@ -141,7 +139,7 @@ def operator_rivals(
         rivals.append(rival(COMPILE, module, True, None))
     if compiling and gpu:
         tuned = rival(MAX_AUTOTUNE, module, True, "max-autotune")
-        rivals.append(unavailable(MAX_AUTOTUNE, "left out by --quick") if quick else tuned)
+        rivals.append(tuned if effort.tunes else unavailable(MAX_AUTOTUNE, NOT_TUNED.format(effort.name)))
     rivals.append(rival(OURS, fused, True, note=note))
     if gpu and not backward:
         rivals.append(Rival(GRAPH, lambda: captured(call(fused, True), note)))
@@ -285,7 +283,7 @@ def freeze(model: nn.Module, dtype: torch.dtype) -> Any:
 
 
 def inference_rivals(
-    preset: str, lq: Tensor, dtype: torch.dtype, quick: bool = False, compiling: bool = True
+    preset: str, lq: Tensor, dtype: torch.dtype, effort: Effort = QUICK, compiling: bool = True
 ) -> list[Rival]:
     """Restoring lq [N, 3, H, W], blind. compiling: also the rivals that compile the whole model, minutes on a CPU."""
     device = lq.device
@@ -298,8 +296,8 @@ def inference_rivals(
         return Rival(name, lambda: Contender({"": call(build_model(name, preset, device, dtype), name != EAGER)}))
 
     def compiled(name: str, mode: str | None) -> Rival:
-        if quick:
-            return unavailable(name, TOO_LONG)
+        if not (effort.compiles_models if name == COMPILE else effort.tunes):
+            return unavailable(name, TOO_LONG.format(effort.name))
 
         def prepare() -> Contender:
             model = build_model(name, preset, device, dtype)
@@ -315,13 +313,21 @@ def inference_rivals(
         rivals.append(compiled(COMPILE, None))
         if device.type == "cuda":
             rivals.append(compiled(MAX_AUTOTUNE, "max-autotune"))
+    if compiling and device.type == "cpu":
+        source = functools.partial(build_model, CHANNELS_LAST, preset, device, torch.float32)
+        for name, make in ((ONNX_RUNTIME, onnx_runtime), (OPENVINO, openvino)):
+            rivals.append(
+                Rival(name, functools.partial(make, source, preset, lq, dtype))
+                if effort.compiles_models
+                else unavailable(name, TOO_LONG.format(effort.name))
+            )
     rivals += [eager(OURS), Rival(FROZEN, frozen)]
     if device.type == "cuda":
         rivals.append(Rival(GRAPH, lambda: captured(call(build_model(GRAPH, preset, device, dtype), True))))
     return rivals
 
 
-def nafnet_rivals(net: nn.Module, image: Tensor, quick: bool = False) -> list[Rival]:
+def nafnet_rivals(net: nn.Module, image: Tensor, effort: Effort = QUICK) -> list[Rival]:
     """Restoring image [N, 3, H, W] with a published NAFNet; ours is that, accelerated, and nothing else changed."""
 
     def call(
@@ -343,13 +349,13 @@ def nafnet_rivals(net: nn.Module, image: Tensor, quick: bool = False) -> list[Ri
     return [
         Rival(EAGER, call(lambda: published_form(net))),
         Rival(CHANNELS_LAST, call(channels_last, True)),
-        unavailable(COMPILE, TOO_LONG) if quick else compiled,
+        compiled if effort.compiles_models else unavailable(COMPILE, TOO_LONG.format(effort.name)),
         Rival(OURS, call(accelerated)),
     ]
 
 
 def photo_rivals(
-    preset: str, pixels: np.ndarray, device: torch.device, quick: bool = False, compiling: bool = True
+    preset: str, pixels: np.ndarray, device: torch.device, effort: Effort = QUICK, compiling: bool = True
 ) -> list[Rival]:
     """Restoring one photo, float32 [H, W, 3], as `r2r restore` does: in tiles where it is large."""
 
@@ -370,12 +376,13 @@ def photo_rivals(
 
     rivals = [plain(EAGER), plain(CHANNELS_LAST)]
     if compiling:
-        rivals.append(unavailable(COMPILE, TOO_LONG) if quick else Rival(COMPILE, compiled))
+        left_out = unavailable(COMPILE, TOO_LONG.format(effort.name))
+        rivals.append(Rival(COMPILE, compiled) if effort.compiles_models else left_out)
     return [*rivals, plain(OURS), Rival(FROZEN, frozen)]
 
 
 def training_rivals(
-    preset: str, device: torch.device, dtype: torch.dtype, batch: Sequence[Tensor], quick: bool = False
+    preset: str, device: torch.device, dtype: torch.dtype, batch: Sequence[Tensor], effort: Effort = QUICK
 ) -> list[Rival]:
     """One step of pretraining. batch: (LQ, HQ, labels); the first half is restored, the second builds the bank. dtype:
     of autocast."""
@@ -406,8 +413,8 @@ def training_rivals(
         return Contender(phases, compiles=mode != "")
 
     def compiled(name: str, mode: str | None) -> Rival:
-        if quick:
-            return unavailable(name, TOO_LONG)
+        if not (effort.compiles_models if name == COMPILE else effort.tunes):
+            return unavailable(name, TOO_LONG.format(effort.name))
         return Rival(name, lambda: step(name, mode))
 
     rivals = [Rival(name, functools.partial(step, name)) for name in (EAGER, CHANNELS_LAST)]

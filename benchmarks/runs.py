@@ -142,6 +142,45 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def headline(rows: Iterable[Row]) -> list[Row]:
+    """Of each group, case and dtype that is no series: the fastest of ours."""
+    best: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        place = row.key[:3]
+        if row.is_ours and not row.growth and (place not in best or row.median < best[place].median):
+            best[place] = row
+    return list(best.values())
+
+
+SUMMARY_COLUMNS = ("group", "case", "dtype", "ours", "best rival", "x best rival", "x eager", "of limit")
+
+
+def summary(rows: Sequence[Row]) -> list[tuple[Row, tuple[str, ...]]]:
+    """The rows of `headline`, each beside the fastest rival of its case, as the summary shows them."""
+    rivals: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        if not row.is_ours and (row.key[:3] not in rivals or row.median < rivals[row.key[:3]].median):
+            rivals[row.key[:3]] = row
+    lines: list[tuple[Row, tuple[str, ...]]] = []
+    for row in headline(rows):
+        rival = rivals.get(row.key[:3])
+        limit = f"{100 * row.floor / row.median:.0f} %" if row.floor else ""
+        lines.append(
+            (
+                row,
+                (
+                    *row.key[:3],
+                    f"{duration(row.median)} ({row.rival})",
+                    f"{duration(rival.median)} ({rival.rival})" if rival else "",
+                    _ratio(row.vs_best_rival),
+                    _ratio(row.vs_eager),
+                    limit,
+                ),
+            )
+        )
+    return lines
+
+
 def by_group(run: Run) -> list[tuple[str, list[Row | Missing]]]:
     """Group -> its rows and what is missing of it, in the order they were measured."""
     everything: list[Row | Missing] = [*run.rows, *run.missing]

@@ -10,6 +10,7 @@ from benchmarks.published import PublishedRetrieval
 from benchmarks.race import Race
 from benchmarks.rivals import operator_rivals
 from benchmarks.sizes import direction
+from benchmarks.timing import Effort
 from r2r_kernels.nn import BankRetrieval
 
 SLOTS, KEY, VALUE, SIDE = 53, 64, 512, 8  # the model's
@@ -17,16 +18,17 @@ SLOTS, KEY, VALUE, SIDE = 53, 64, 512, 8  # the model's
 
 @pytest.mark.grid(
     quick={"tasks": [5], "batch": [1, 8], "backward": [False]},
+    everyday={"tasks": [5], "batch": [1], "backward": [False]},
     full={"tasks": [1, 5, 16, 64], "batch": [1, 8, 32], "backward": [False, True]},
 )
 def test_bank_retrieve(
-    race: Race, tasks: int, batch: int, backward: bool, dtype: str, device: torch.device, quick: bool
+    race: Race, tasks: int, batch: int, backward: bool, dtype: str, device: torch.device, effort: Effort
 ) -> None:
-    retrieval(race, tasks, batch, SLOTS, backward, dtype, device, quick, f"bank_retrieve {direction(backward)}")
+    retrieval(race, tasks, batch, SLOTS, backward, dtype, device, effort, f"bank_retrieve {direction(backward)}")
 
 
 def retrieval(
-    race: Race, tasks: int, batch: int, slots: int, backward: bool, dtype: str, device: torch.device, quick: bool,
+    race: Race, tasks: int, batch: int, slots: int, backward: bool, dtype: str, device: torch.device, effort: Effort,
     group: str, growth: tuple[str, float] | None = None,
 ) -> None:  # fmt: skip
     """growth: where the row stands in a series, which is measured without the rivals that compile."""
@@ -49,7 +51,7 @@ def retrieval(
             PublishedRetrieval(module),
             backward,
             False,
-            quick,
+            effort,
             growth is None,
         ),
         roofline.bank_retrieve(

@@ -9,6 +9,7 @@ from benchmarks import roofline
 from benchmarks.race import Race
 from benchmarks.rivals import operator_rivals
 from benchmarks.sizes import Size, direction, images, name, settle
+from benchmarks.timing import Effort
 from r2r_kernels.nn import GatedConv2d
 
 BANK = 8  # height and width of a prior that was not resized
@@ -25,7 +26,7 @@ BANK = 8  # height and width of a prior that was not resized
     gpu={"size": [(32, 512, 14, 14), (32, 512, 56, 56), (8, 512, 135, 240)]},
 )
 def test_gated_conv(
-    race: Race, size: Size, kernel: int, prior: str, backward: bool, dtype: str, device: torch.device, quick: bool
+    race: Race, size: Size, kernel: int, prior: str, backward: bool, dtype: str, device: torch.device, effort: Effort
 ) -> None:
     n, c, h, w = size
     x = images(size, device, dtype)
@@ -37,7 +38,7 @@ def test_gated_conv(
         dtype,
         operator_rivals(
             "gated_conv", settle(GatedConv2d(c, kernel, eager=True), device, dtype), [x, other],
-            backward=backward, quick=quick,
+            backward=backward, effort=effort,
         ),
         roofline.gated_conv(n, c, h, w, kernel, x.itemsize, small, backward),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from benchmarks import roofline
 from benchmarks.race import Race
 from benchmarks.rivals import operator_rivals
 from benchmarks.sizes import FULL, GPU, QUICK, Size, direction, images, name
+from benchmarks.timing import Effort
 from r2r_kernels.nn import LocalMean2d
 
 
@@ -30,7 +31,9 @@ class PublishedLocalMean2d(LocalMean2d):
 @pytest.mark.grid(
     quick={"size": QUICK[:1], "backward": [False]}, full={"size": FULL, "backward": [False, True]}, gpu={"size": GPU}
 )
-def test_local_mean_2d(race: Race, size: Size, backward: bool, dtype: str, device: torch.device, quick: bool) -> None:
+def test_local_mean_2d(
+    race: Race, size: Size, backward: bool, dtype: str, device: torch.device, effort: Effort
+) -> None:
     n, c, h, w = size
     x = images(size, device, dtype)
     window = (3 * h // 8, 3 * w // 8)
@@ -40,6 +43,6 @@ def test_local_mean_2d(race: Race, size: Size, backward: bool, dtype: str, devic
         f"local_mean_2d {direction(backward)}",
         name(size),
         dtype,
-        operator_rivals("local_mean_2d", LocalMean2d(window, eager=True), [x], published, backward, quick=quick),
+        operator_rivals("local_mean_2d", LocalMean2d(window, eager=True), [x], published, backward, effort=effort),
         roofline.local_mean_2d(n, c, h, w, x.itemsize, backward),
     )

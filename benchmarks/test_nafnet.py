@@ -12,6 +12,7 @@ from benchmarks.published import NAFNet, spandrel_nafnet
 from benchmarks.race import Race
 from benchmarks.rivals import nafnet_rivals
 from benchmarks.sizes import settle
+from benchmarks.timing import Effort
 
 SOURCES = ["published", "spandrel"]  # as the published code computes, and as the package spandrel loads it
 NETS: dict[str, dict[str, Any]] = {
@@ -22,10 +23,11 @@ NETS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.grid(
     quick={"source": SOURCES, "net": ["deblurring"], "n": [1]},
+    everyday={"source": ["published"], "net": ["denoising"], "n": [1]},
     full={"source": SOURCES, "net": list(NETS), "n": [1]},
     gpu={"source": SOURCES, "net": list(NETS), "n": [32]},
 )
-def test_nafnet(race: Race, source: str, net: str, n: int, dtype: str, device: torch.device, quick: bool) -> None:
+def test_nafnet(race: Race, source: str, net: str, n: int, dtype: str, device: torch.device, effort: Effort) -> None:
     sizes = {"width": 32, **NETS[net]}
     kind: torch.dtype = getattr(torch, dtype)
     image = torch.rand(n, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device, kind)
@@ -34,7 +36,7 @@ def test_nafnet(race: Race, source: str, net: str, n: int, dtype: str, device: t
         "nafnet" if source == "published" else "nafnet of spandrel",
         f"{net} {n} x 224 x 224",
         dtype,
-        nafnet_rivals(settle(made(**sizes), device, dtype), image, quick),
+        nafnet_rivals(settle(made(**sizes), device, dtype), image, effort),
         roofline.total(roofline.backbone(n, 224, 224, kind.itemsize, sizes)),
         items=n,
         baseline=image,

@@ -11,6 +11,7 @@ from benchmarks import roofline
 from benchmarks.race import Race
 from benchmarks.rivals import operator_rivals
 from benchmarks.sizes import direction, settle
+from benchmarks.timing import Effort
 from r2r_kernels.nn import SlotConv3d
 
 SIDE = 8
@@ -33,13 +34,13 @@ class PublishedSlotConv3d(SlotConv3d):
     full={"tasks": [1, 5], "slots": [64], "channels": [64, 512], "backward": [False, True]},
 )
 def test_slot_conv(
-    race: Race, tasks: int, slots: int, channels: int, backward: bool, dtype: str, device: torch.device, quick: bool
+    race: Race, tasks: int, slots: int, channels: int, backward: bool, dtype: str, device: torch.device, effort: Effort
 ) -> None:
-    convolution(race, tasks, slots, channels, backward, dtype, device, quick, f"slot_conv {direction(backward)}")
+    convolution(race, tasks, slots, channels, backward, dtype, device, effort, f"slot_conv {direction(backward)}")
 
 
 def convolution(
-    race: Race, tasks: int, slots: int, channels: int, backward: bool, dtype: str, device: torch.device, quick: bool,
+    race: Race, tasks: int, slots: int, channels: int, backward: bool, dtype: str, device: torch.device, effort: Effort,
     group: str, growth: tuple[str, float] | None = None,
 ) -> None:  # fmt: skip
     """growth: where the row stands in a series, which is measured without the rivals that compile."""
@@ -54,7 +55,7 @@ def convolution(
         group,
         f"tasks {tasks}, slots {slots}, channels {channels}",
         dtype,
-        operator_rivals("slot_conv", module, [x], published, backward, False, quick, growth is None),
+        operator_rivals("slot_conv", module, [x], published, backward, False, effort, growth is None),
         roofline.slot_conv(tasks, slots, channels, kernel, SIDE, SIDE, x.itemsize, backward),
         growth=growth,
     )

@@ -8,6 +8,7 @@ import torch
 from benchmarks import roofline
 from benchmarks.race import Race
 from benchmarks.rivals import TASKS, training_rivals
+from benchmarks.timing import Effort
 from r2r import R2R
 from r2r.presets import PRESETS
 
@@ -17,10 +18,11 @@ ELEMENTS = 120
 
 @pytest.mark.grid(
     quick={"preset": ["tiny"], "batch": [10], "side": [64]},
+    everyday={"preset": ["base"], "batch": [8], "side": [128]},
     full={"preset": ["base"], "batch": [8, 32], "side": [128]},
 )
 def test_training_step(
-    race: Race, preset: str, batch: int, side: int, dtype: str, device: torch.device, quick: bool
+    race: Race, preset: str, batch: int, side: int, dtype: str, device: torch.device, effort: Effort
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     hq = torch.rand(batch, 3, side, side, generator=generator)
@@ -32,7 +34,7 @@ def test_training_step(
         "training step",
         f"{preset}, {batch} x {side} x {side}",
         dtype,
-        training_rivals(preset, device, kind, pairs, quick),
+        training_rivals(preset, device, kind, pairs, effort),
         work(preset, batch // 2, side, kind.itemsize),
         items=batch,
         needs=batch * side * side * PRESETS[preset]["width"] * ELEMENTS * kind.itemsize,

@@ -9,6 +9,7 @@ from benchmarks import roofline
 from benchmarks.race import Race
 from benchmarks.rivals import UpsampleAdd, operator_rivals
 from benchmarks.sizes import FULL, GPU, QUICK, Size, direction, images, name, settle
+from benchmarks.timing import Effort
 
 
 def levels(sizes: list[Size]) -> list[Size]:
@@ -21,7 +22,7 @@ def levels(sizes: list[Size]) -> list[Size]:
     full={"size": levels(FULL), "backward": [False, True]},
     gpu={"size": levels(GPU)},
 )
-def test_upsample_add(race: Race, size: Size, backward: bool, dtype: str, device: torch.device, quick: bool) -> None:
+def test_upsample_add(race: Race, size: Size, backward: bool, dtype: str, device: torch.device, effort: Effort) -> None:
     n, c, h, w = size
     x, skip = images((n, 2 * c, h // 2, w // 2), device, dtype), images(size, device, dtype)
     module = settle(UpsampleAdd(c), device, dtype)
@@ -29,6 +30,6 @@ def test_upsample_add(race: Race, size: Size, backward: bool, dtype: str, device
         f"upsample_add {direction(backward)}",
         name(size),
         dtype,
-        operator_rivals("upsample_add", module, [x, skip], backward=backward, quick=quick),
+        operator_rivals("upsample_add", module, [x, skip], backward=backward, effort=effort),
         roofline.upsample_add(n, c, h, w, x.itemsize, backward),
     )

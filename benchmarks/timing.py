@@ -29,12 +29,16 @@ _LONG = 60.0  # seconds after which nothing is called just to warm up, or once m
 
 @dataclass(frozen=True)
 class Effort:
-    """Rounds as they fit into `seconds`, but no fewer and no more than these; one where a round takes minutes, which is
-    that in which the contenders were observed."""
+    """Rounds as they fit into `seconds`, but no fewer than `least` and no more than `most`; one where a round takes
+    minutes, which is that in which the contenders were observed. name: of a kind of run. compiles_models: there whole
+    models are compiled and exported too, a minute or two each. tunes: also with max-autotune, which takes many."""
 
     seconds: float
     least: int
     most: int
+    name: str = ""
+    compiles_models: bool = False
+    tunes: bool = False
 
     def rounds(self, seconds_a_round: float) -> int:
         if seconds_a_round > _LONG:
@@ -42,8 +46,13 @@ class Effort:
         return max(self.least, min(self.most, int(self.seconds / max(seconds_a_round, 1e-9))))
 
 
-QUICK = Effort(seconds=1.5, least=3, most=20)
-FULL = Effort(seconds=5.0, least=3, most=100)
+QUICK = Effort(seconds=1.5, least=3, most=20, name="quick")
+EVERYDAY = Effort(seconds=2.5, least=3, most=30, name="everyday", compiles_models=True)
+FULL = Effort(seconds=5.0, least=3, most=100, name="full", compiles_models=True, tunes=True)
+
+
+class Unavailable(Exception):
+    """Why a rival is not measured here, in one line."""
 
 
 @dataclass

@@ -35,7 +35,7 @@ def a_run(scale: float = 1.0, ours: float = 1.0) -> Run:
     return Run(
         rows,
         [Missing("naf_block forward", "1 x 32 x 8 x 8", "float32", "ours frozen", "it does not | compile")],
-        {"name": "Some CPU, 2 threads", "driver": "", "quick": False, "facts": {"torch": "2.13.0"}},
+        {"name": "Some CPU, 2 threads", "driver": "", "effort": "full", "facts": {"torch": "2.13.0"}},
         {"id": "0123456789abcdef", "dirty": False, "code": "feed"},
         "2026-01-02T03:04:05",
         {"copy": {"1000000": 1e9, "100000000": 5e8}, "gemm": {"float32": 1e11}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,12 @@ from r2r_kernels.triton import configs
 ROOT = Path(__file__).resolve().parents[2]
 
 
+COMMAND = [sys.executable, "-u", "-m", "pytest", "-p", "no:cacheprovider", "--quick", "--device", "cpu"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}  # as on its own
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--quick", "--device", "cpu", *arguments]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}  # as on its own
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run([*COMMAND, *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 def test_a_group_is_measured_saved_and_shown(tmp_path: Path) -> None:
@@ -33,14 +36,36 @@ def test_a_group_is_measured_saved_and_shown(tmp_path: Path) -> None:
         f"--benchmark-storage=file://{tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert "bank_retrieve by tasks" in done.stdout
+    assert f"Saved in {saved}" in done.stdout
     assert "Limits measured in this run" in done.stdout
-    assert "Not for reporting: the whole test suite has not been run at this code" in done.stdout
+    assert "UNVERIFIED: the whole test suite has not been run at this code" in done.stdout
     measured = load(saved)
     assert {(row.growth, row.rival) for row in measured.rows} >= {(("tasks", 1), OURS), (("tasks", 16), OURS)}
     assert all(row.p20 <= row.median <= row.p80 and row.floor and row.vs_eager for row in measured.rows)
     assert measured.refusal
     assert len(json.loads(saved.read_text())["benchmarks"][0]["stats"]["data"]) == measured.rows[0].rounds
+
+
+def test_an_interruption_keeps_what_was_measured(tmp_path: Path) -> None:
+    saved = tmp_path / "run.json"
+    options = [
+        "benchmarks/test_scaling.py",
+        "-v",
+        f"--benchmark-json={saved}",
+        f"--benchmark-storage=file://{tmp_path}",
+    ]
+    with subprocess.Popen(
+        [*COMMAND, *options], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if "PASSED" in line:
+                break
+        running.send_signal(signal.SIGINT)
+        said = running.stdout.read()
+    assert running.returncode == pytest.ExitCode.INTERRUPTED, said
+    assert f"Saved in {saved}" in said
+    assert OURS in {row.rival for row in load(saved).rows}
 
 
 def test_every_time_limit_leaves_a_reason(tmp_path: Path) -> None:
