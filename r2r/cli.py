@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +37,8 @@ EXTRAS = {
     "sklearn": "demo",
     "gradio": "web",
     "starlette": "web",
+    "ray": "ray",
+    "pyarrow": "ray",
 }  # packages that few commands need
 
 
@@ -130,16 +132,9 @@ def _load(model: str | None, device: str, eager: bool) -> R2R:
 
 
 def _load_frozen(model: str | None, device: str, eager: bool) -> R2R:
-    """The model in the form that restores fastest."""
-    import torch
+    from r2r.frozen import inference_form
 
-    from r2r import fast
-    from r2r.device import device_of
-
-    loaded = _load(model, device, eager)
-    if not isinstance(loaded, fast.R2R):
-        return loaded
-    return loaded.freeze(torch.bfloat16 if device_of(loaded).type == "cuda" else torch.float32)
+    return inference_form(_load(model, device, eager))
 
 
 @app.command()
@@ -222,9 +217,11 @@ def ablate(
 
 @app.command()
 def restore(
-    inputs: Annotated[list[Path], typer.Argument(help="Photos, and folders of them; - for standard input.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Photos, and folders of them; - for standard input; with --ray s3://... too.")
+    ],
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--out",
             "-o",
@@ -250,6 +247,13 @@ def restore(
     device: DeviceOption = "auto",
     memory: MemoryOption = None,
     eager: EagerOption = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Work on a Ray cluster: HOST:PORT, auto for that of this machine, local to start one here."),
+    ] = None,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: of each worker; by default all of the smallest machine.")
+    ] = None,
 ) -> None:
     """Restore photos: names, subfolders, format, bit depth, transparency and metadata stay as they are.
 
@@ -259,32 +263,49 @@ def restore(
     A photo in which nothing is found wrong is copied as it is.
 
     Example: `r2r restore holiday/ scan.tif`
+
+    Example: `r2r restore s3://bucket/photos --out s3://bucket/restored --ray auto`
     """
     from r2r.compare import write_comparison
     from r2r.data.images import FORMATS, format_of
     from r2r.restoration import Settings, prepare, restore_files, restore_stream
+    from r2r.storage import location
 
     written = format_of(file_format) if file_format else None
     if quality is not None and written and not FORMATS[written].lossy:
         raise InputError(f"--quality: {written} has none; JPEG, WebP and AVIF have")
     settings = Settings(task, strength, None if memory is None else int(memory * 1e9), written, quality)
-    if "-" in map(str, (*inputs, out)):
-        if len(inputs) != 1 or str(out) != "-":
-            raise InputError("- stands for one photo: r2r restore PHOTO --out -, or r2r restore - --out -")
+    if cores is not None and ray is None:
+        raise InputError("--cores goes with --ray")
+    if "-" in (*inputs, out):
+        if len(inputs) != 1 or out != "-" or ray is not None:
+            raise InputError(
+                "- stands for one photo, without --ray: r2r restore PHOTO --out -, or r2r restore - --out -"
+            )
         loaded = _load_frozen(model, device, eager)
-        restore_stream(loaded, str(inputs[0]), sys.stdout.buffer, settings)
+        restore_stream(loaded, inputs[0], sys.stdout.buffer, settings)
         return
-    out = inputs[0].parent / "restored" if out is None else out
-    loaded = _load_frozen(model, device, eager)
+    place = location(inputs[0]).parent / "restored" if out is None else location(out)
+    if compare and not all(isinstance(one, Path) for one in map(location, (*inputs, place))):
+        raise InputError("--compare shows photos where they lie; a page cannot show those of object storage")
     display = RestorationDisplay(as_json=log is LogFormat.JSON)
-    if dry_run:
-        display.plan(*prepare(loaded, inputs, out, settings, overwrite))
-        return
-    with display.progress:
-        report = restore_files(loaded, inputs, out, settings, overwrite, display.show)
-    display.summary(report, out)
-    if compare:
-        write_comparison(out, report.files)
+    with ExitStack() as stack:
+        by = None
+        if ray is not None and not dry_run:
+            from r2r.fleet import Fleet, connected
+
+            stack.enter_context(connected(ray))
+            by = Fleet(_load(model, "cpu", eager), device, cores)
+        loaded = _load_frozen(model, device if ray is None else "cpu", eager)
+        if dry_run:
+            report, items = prepare(loaded, inputs, place, settings, overwrite)
+            display.plan(report, [(item.source, item.target) for item in items if not item.done])
+            return
+        with display.progress:
+            report = restore_files(loaded, inputs, place, settings, overwrite, display.show, by)
+    display.summary(report, place)
+    if compare and isinstance(place, Path):
+        write_comparison(place, report.files)
     if report.failed or report.skipped:
         raise typer.Exit(1)
 

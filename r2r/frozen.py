@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from r2r.device import device_of
 from r2r.model import R2R, Features, Match, Restoration, Task
 from r2r.pretrained import OnMeta
 from r2r.replay import Replays
@@ -84,6 +85,13 @@ class FrozenR2R(R2R):
         if "replays" in self.__dict__:
             self.replays.clear()  # they read the weights where those were
         return super()._apply(fn, recurse)
+
+
+def inference_form(model: R2R) -> R2R:
+    """The form that restores fastest on the model's device; an eager model, the reference, stays what it is."""
+    if model.eager or isinstance(model, FrozenR2R):
+        return model
+    return FrozenR2R(model, torch.bfloat16 if device_of(model).type == "cuda" else torch.float32)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

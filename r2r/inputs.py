@@ -12,6 +12,7 @@ from pathlib import Path
 from r2r.data.images import ACCEPTED, EXTRA_SUFFIXES, FORMATS, RAW_SUFFIXES, SUFFIXES
 from r2r.errors import InputError
 from r2r.report import Skipped
+from r2r.storage import Address, Location, location
 
 # Images that a person would expect to be restored: they are named where they are left out.
 _UNREAD = (".gif", ".apng", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".psb", ".xcf", ".tga", ".exr", ".hdr", ".svg",
@@ -23,12 +24,13 @@ _READ = (*SUFFIXES, *EXTRA_SUFFIXES)
 class Plan:
     """Pairs of input and output file, and what is left out."""
 
-    files: list[tuple[Path, Path]] = field(default_factory=list)
+    files: list[tuple[Location, Location]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def plan_outputs(inputs: Sequence[str | Path], out: str | Path, file_format: str | None = None) -> Plan:
-    """Where each image file goes: a file to `out/NAME`, a folder's files to the same subfolders of `out`.
+def plan_outputs(inputs: Sequence[str | Location], out: str | Location, file_format: str | None = None) -> Plan:
+    """Where each image file goes: a file to `out/NAME`, a folder's files to the same subfolders of `out`. Inputs and
+    `out` are paths or addresses in object storage, see `r2r.storage`.
 
     file_format: a key of `r2r.data.images.FORMATS`, whose suffix the outputs get; raw files become TIFF otherwise.
     Where two outputs would have one name because of the format, they keep their old suffix too (`a.jpg.png`); where
@@ -37,14 +39,17 @@ def plan_outputs(inputs: Sequence[str | Path], out: str | Path, file_format: str
 
     Raises InputError where an input is missing or no image, a folder holds none, or an output would replace an input.
     """
-    out = Path(out)
+    out = location(out)
     if not inputs:
         raise InputError(f"no input; accepted: image files ({', '.join(SUFFIXES)}) and folders of them")
     plan = Plan()
-    found: dict[str, tuple[Path, Path]] = {}  # by real path: file, path below its input
-    for path in map(Path, inputs):
-        for source, below in _files(path, out, plan.skipped):
-            found.setdefault(os.path.realpath(source), (source, below))
+    found: dict[str, tuple[Location, Path]] = {}  # by real path: file, path below its input
+    for path in map(location, inputs):
+        files_in = (
+            _stored_files(path, out, plan.skipped) if isinstance(path, Address) else _files(path, out, plan.skipped)
+        )
+        for source, below in files_in:
+            found.setdefault(_real(source), (source, below))
     files = list(found.values())
     names = [_renamed(below, file_format, keep=False) for _, below in files]
     taken = Counter(map(os.path.normcase, names))
@@ -57,8 +62,8 @@ def plan_outputs(inputs: Sequence[str | Path], out: str | Path, file_format: str
         names = [_renamed(below, file_format, keep=True) for below in _below_common_folder(files)]
     plan.files = [(source, out / name) for (source, _), name in zip(files, names, strict=True)]
     for _, target in plan.files:
-        if os.path.realpath(target) in found:
-            source, _ = found[os.path.realpath(target)]
+        if _real(target) in found:
+            source, _ = found[_real(target)]
             raise InputError(f"{source} would be replaced by an output; give another folder than {out}")
     return plan
 
@@ -73,23 +78,26 @@ def _renamed(below: Path, file_format: str | None, keep: bool) -> Path:
     return below.with_name(below.name + suffix) if keep else below.with_suffix(suffix)
 
 
-def _below_common_folder(files: Sequence[tuple[Path, Path]]) -> list[Path]:
-    sources = [os.path.abspath(source) for source, _ in files]
+def _real(file: Location) -> str:
+    return str(file) if isinstance(file, Address) else os.path.realpath(file)
+
+
+def _below_common_folder(files: Sequence[tuple[Location, Path]]) -> list[Path]:
+    sources = [str(source) if isinstance(source, Address) else os.path.abspath(source) for source, _ in files]
     try:
         common = os.path.commonpath([os.path.dirname(source) for source in sources])
-    except ValueError as error:  # several drives
+    except ValueError as error:  # several drives, or object storage beside paths
         raise InputError("inputs on several drives have the same names; restore them separately") from error
     return [Path(os.path.relpath(source, common)) for source in sources]
 
 
-def _files(path: Path, out: Path, skipped: list[Skipped]) -> Iterator[tuple[Path, Path]]:
+def _files(path: Path, out: Location, skipped: list[Skipped]) -> Iterator[tuple[Path, Path]]:
     """The image files of one input, each with its path below it; what is left out is added to `skipped`."""
     if path.is_dir():
         before = len(skipped)
         inside = sorted(_walk(path, out, skipped))
         if not inside:
-            more = "".join(f"; {one.input}: {one.reason}" for one in skipped[before : before + 1])
-            raise InputError(f"{path}: no image in it; {ACCEPTED}{more}")
+            raise _empty(path, skipped[before:])
         yield from ((source, source.relative_to(path)) for source in inside)
     elif not os.path.lexists(path):
         raise InputError(f"{path}: no such file or folder")
@@ -101,11 +109,41 @@ def _files(path: Path, out: Path, skipped: list[Skipped]) -> Iterator[tuple[Path
         yield path, Path(path.name)
 
 
-def _walk(folder: Path, out: Path, skipped: list[Skipped]) -> Iterator[Path]:
+def _stored_files(folder: Address, out: Location, skipped: list[Skipped]) -> Iterator[tuple[Address, Path]]:
+    """As `_files`, in object storage."""
+    listed = folder.files()
+    if not listed:
+        raise InputError(f"{folder}: no such file or folder")
+    if listed == [folder]:
+        if folder.suffix.lower() not in _READ:
+            raise InputError(f"{folder}: not an image; {ACCEPTED}")
+        yield folder, Path(folder.name)
+        return
+    before, some = len(skipped), False
+    for file in listed:
+        below, suffix = file.below(folder), file.suffix.lower()
+        own = isinstance(out, Address) and file.below(out) is not None
+        if below is None or own or any(part.startswith(".") for part in below.parts):
+            continue
+        if suffix in _UNREAD:
+            skipped.append(Skipped(str(file), f"{suffix} is not read; {ACCEPTED}"))
+        elif suffix in _READ:
+            some = True
+            yield file, below
+    if not some:
+        raise _empty(folder, skipped[before:])
+
+
+def _empty(folder: Location, skipped: Sequence[Skipped]) -> InputError:
+    more = "".join(f"; {one.input}: {one.reason}" for one in skipped[:1])
+    return InputError(f"{folder}: no image in it; {ACCEPTED}{more}")
+
+
+def _walk(folder: Path, out: Location, skipped: list[Skipped]) -> Iterator[Path]:
     def note(error: OSError) -> None:
         skipped.append(Skipped(str(error.filename), f"cannot be read: {error.strerror}"))
 
-    real_out = os.path.realpath(out)
+    real_out = _real(out)
     for where, folders, names in os.walk(folder, onerror=note):
         for name in sorted(folders):
             path = Path(where, name)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from r2r.errors import InputError
 from r2r.files import atomic_path
+from r2r.storage import Address, Location
 
 REPORT = "report.json"
+
+# In object storage the report is written anew at most this often, in seconds, and for at most this part of the time.
+_EVERY, _SHARE = 10, 1 / 20
 
 # The report is one JSON object with one file on a line. A line is added by writing over the end, which is short.
 _END = '\n  ],\n  "complete": {}\n}}\n'
@@ -55,6 +59,7 @@ class RestorationReport:
     files: list[FileResult] = field(default_factory=list)
     unchanged: int = 0
     complete: bool = False
+    _next: float = field(default=0.0, repr=False, compare=False)  # when it may be stored again
 
     @property
     def failed(self) -> int:
@@ -65,19 +70,31 @@ class RestorationReport:
         """Files of this run, without those that were done before."""
         return len(self.files) - self.failed - self.unchanged
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Location) -> None:
         """Atomically, the whole report. Raises InputError."""
         head = json.dumps({"settings": self.settings, "unchanged": self.unchanged}, indent=2).removesuffix("\n}")
         skipped = ",".join(f"\n    {_line(one)}" for one in self.skipped)
         files = ",".join(f"\n    {_line(one)}" for one in self.files)
         text = f'{head},\n  "skipped": [{skipped}\n  ],\n  "files": [{files}'
+        text += _END.format(json.dumps(self.complete))
+        if isinstance(path, Address):
+            start = time.monotonic()
+            path.write(text.encode())
+            now = time.monotonic()
+            self._next = now + max(_EVERY, (now - start) / _SHARE)
+            return
         with atomic_path(path) as temporary:
-            temporary.write_text(text + _END.format(json.dumps(self.complete)), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
 
-    def append(self, result: FileResult, path: Path) -> None:
-        """Add one file, to the report at `path` too, which is an incomplete one of `write`. Raises InputError."""
+    def append(self, result: FileResult, path: Location) -> None:
+        """Add one file, to the report at `path` too, which is an incomplete one of `write`; in object storage, where
+        nothing can be appended, only now and then. Raises InputError."""
         first = not self.files
         self.files.append(result)
+        if isinstance(path, Address):
+            if time.monotonic() >= self._next:
+                self.write(path)
+            return
         end = _END.format("false").encode()
         line = ("" if first else ",") + f"\n    {_line(result)}"
         try:
@@ -92,12 +109,13 @@ def _line(one: FileResult | Skipped) -> str:
     return json.dumps(asdict(one), allow_nan=False)  # ASCII: names that are not UTF-8 come through too
 
 
-def read_done(path: Path, settings: str) -> dict[str, FileResult]:
-    """Of an earlier report, also of a damaged one: the files that were restored with these settings, by input."""
+def read_done(path: Location, settings: str) -> dict[str, FileResult]:
+    """Of an earlier report, also of a damaged one: the files that were restored with these settings, by input.
+    Raises InputError where object storage cannot be reached."""
     done: dict[str, FileResult] = {}
     known = {one.name for one in fields(FileResult)}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _content(path).decode().splitlines()
     except (OSError, UnicodeDecodeError):
         return {}
     if f'  "settings": {json.dumps(settings)},' not in lines[:3]:
@@ -108,6 +126,12 @@ def read_done(path: Path, settings: str) -> dict[str, FileResult]:
             if isinstance(entry, Mapping) and entry.keys() == known and entry["error"] is None:
                 done[str(entry["input"])] = FileResult(**{**entry, "tasks": tuple(entry["tasks"])})
     return done
+
+
+def _content(path: Location) -> bytes:
+    if isinstance(path, Address):  # what cannot be reached there is an error, else all would be done again
+        return path.read() if path.files() else b""
+    return path.read_bytes()
 
 
 def _refuse(constant: str) -> None:

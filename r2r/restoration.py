@@ -29,10 +29,24 @@ from r2r.files import atomic_path
 from r2r.inputs import plan_outputs, unreadable
 from r2r.model import R2R, Task
 from r2r.report import REPORT, FileResult, RestorationReport, read_done
+from r2r.storage import Address, Location, location
 from r2r.tiling import Progress, RestoredPhoto, restore_photo, restore_together, tile_side, whole_photos
 
 _WRITING = 2  # files that wait to be written
 _TOGETHER, _PIXELS = 16, 2**18  # photos, and pixels of them, that go through the network together
+_LARGE = 2**21  # bytes of a file that is never restored together with others
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file of a run, and whether an earlier run has done it."""
+
+    source: Location
+    target: Location
+    done: bool = False
+
+
+Record = Callable[[FileResult], None]
 
 
 @dataclass(frozen=True)
@@ -62,11 +76,12 @@ class Settings:
 
 def restore_files(
     model: R2R,
-    inputs: Sequence[str | Path],
-    out: str | Path,
+    inputs: Sequence[str | Location],
+    out: str | Location,
     settings: Settings = Settings(),
     overwrite: bool = False,
     progress: Callable[[FileResult, int], object] | None = None,
+    by: Callable[[R2R, Sequence[Sequence[Item]], Settings, Record, Record], None] | None = None,
 ) -> RestorationReport:
     """Restore image files, and folders of them, into `out`, with `out/report.json`; model in eval mode, on any device.
 
@@ -75,12 +90,18 @@ def restore_files(
     where neither size nor time of the input has changed and the output is there; overwrite: it is done again.
     progress: called after each file with its result and how many files there are to do. A file that cannot be read,
     restored or written is reported and does not stop the rest; an interrupted run leaves a report of what it did.
+    by: what does the work in place of `restore_items`: `r2r.fleet.Fleet`, which object storage needs.
 
     Raises InputError before any work for what `plan_outputs` refuses, an unknown task, an empty bank and too little
     memory.
     """
-    report, todo = prepare(model, inputs, out, settings, overwrite)
-    path = Path(out, REPORT)
+    if by is None:
+        for place in (*inputs, out):
+            if isinstance(location(place), Address):
+                raise InputError(f"{place}: object storage is reached through Ray; see --ray")
+    report, items = prepare(model, inputs, out, settings, overwrite)
+    total = sum(not item.done for item in items)
+    path = location(out) / REPORT
     report.write(path)
 
     lock = threading.Lock()
@@ -91,14 +112,14 @@ def restore_files(
 
     def show(result: FileResult) -> None:
         if progress is not None:
-            progress(result, len(todo))
+            progress(result, total)
 
     try:
-        _restore_all(model, todo, settings, record, show)
+        (by or restore_items)(model, batches(items), settings, record, show)
         report.complete = True
     finally:
-        place = {str(source): index for index, (source, _) in enumerate(todo)}
-        report.files.sort(key=lambda one: place.get(one.input, -1))
+        order = {str(item.source): index for index, item in enumerate(items)}
+        report.files.sort(key=lambda one: order[one.input])
         report.write(path)
     return report
 
@@ -121,35 +142,67 @@ def restore_stream(model: R2R, source: str, target: IO[bytes], settings: Setting
 
 def prepare(
     model: R2R,
-    inputs: Sequence[str | Path],
-    out: str | Path,
+    inputs: Sequence[str | Location],
+    out: str | Location,
     settings: Settings = Settings(),
     overwrite: bool = False,
-) -> tuple[RestorationReport, list[tuple[Path, Path]]]:
-    """What `restore_files` starts from: a report of what is done already, and what is left to do. Writes nothing."""
+) -> tuple[RestorationReport, list[Item]]:
+    """What `restore_files` starts from: a report of what is done already, and all files. Writes nothing."""
     plan = plan_outputs(inputs, out, settings.file_format)
     tile_side(model, _Memory(model, settings.memory).activations())  # raises for too little memory
     pixel = torch.zeros(1, 3, 1, 1, device=device_of(model))
     model.restore(pixel, settings.task, settings.strength)  # raises for bad ones, an empty bank
     fingerprint = settings.fingerprint(model)
-    done = {} if overwrite else read_done(Path(out, REPORT), fingerprint)
-    unchanged = [done.get(str(source)) for source, target in plan.files]
-    kept, todo = [], []
-    for (source, target), result in zip(plan.files, unchanged, strict=True):
-        if result is not None and _is_done(source, target, result):
+    done = {} if overwrite else read_done(location(out) / REPORT, fingerprint)
+    there = _present(location(out), [target for source, target in plan.files if str(source) in done])
+    kept, items = [], []
+    for source, target in plan.files:
+        result = done.get(str(source))
+        if result is not None and str(target) in there and _is_unchanged(source, target, result):
             kept.append(result)
         else:
-            todo.append((source, target))
-    return RestorationReport(fingerprint, plan.skipped, kept, len(kept)), todo
+            result = None
+        items.append(Item(source, target, done=result is not None))
+    return RestorationReport(fingerprint, plan.skipped, kept, len(kept)), items
 
 
-def _is_done(source: Path, target: Path, result: FileResult) -> bool:
+def _present(out: Location, targets: Sequence[Location]) -> set[str]:
+    """Which of the outputs are there and not empty."""
+    if isinstance(out, Address):
+        return {str(file) for file in out.files() if _size(file)} if targets else set()  # one listing for all
+    return {str(target) for target in targets if _path(target).is_file() and _size(target)}
+
+
+def _size(file: Location) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _is_unchanged(source: Location, target: Location, result: FileResult) -> bool:
     try:
         now = source.stat()
-        there = target.is_file() and target.stat().st_size > 0
     except OSError:
         return False
-    return there and (str(target), now.st_size, now.st_mtime_ns) == (result.output, result.size, result.modified)
+    return (str(target), now.st_size, now.st_mtime_ns) == (result.output, result.size, result.modified)
+
+
+def batches(items: Sequence[Item]) -> list[list[Item]]:
+    """Neighbours of which some may be restored together, without those batches of which all is done.
+
+    They follow from the plan alone. Whatever was done before, a photo goes through the network with the same others,
+    as a batch of another size may round in another way.
+    """
+    made: list[list[Item]] = []
+    open_to_more = False
+    for item in items:
+        small = _size(item.source) <= _LARGE
+        if not (small and open_to_more and len(made[-1]) < _TOGETHER):
+            made.append([])
+        made[-1].append(item)
+        open_to_more = small
+    return [batch for batch in made if not all(item.done for item in batch)]
 
 
 class _Memory:
@@ -187,28 +240,27 @@ class _Job:
 
     result: FileResult
     photo: Photo | None = None
+    done: bool = False  # before, so that it is not written
 
     def restored(self, by: RestoredPhoto, seconds: float) -> _Job:
         seconds += self.result.seconds
-        return _Job(replace(self.result, tasks=by.tasks, scores=by.scores, tiles=by.tiles, seconds=seconds), self.photo)
+        result = replace(self.result, tasks=by.tasks, scores=by.scores, tiles=by.tiles, seconds=seconds)
+        return replace(self, result=result)
 
     def failed(self, error: Exception, seconds: float) -> _Job:
         line = next(iter(str(error).splitlines()), "") or type(error).__name__
         if not isinstance(error, InputError | MemoryError | RuntimeError):
             line = f"{type(error).__name__}: {line}"
         line = line.removeprefix(f"{self.result.input}: ")
-        return _Job(replace(self.result, error=line, seconds=self.result.seconds + seconds))
+        return _Job(replace(self.result, error=line, seconds=self.result.seconds + seconds), done=self.done)
 
 
-def _restore_all(
-    model: R2R,
-    todo: Sequence[tuple[Path, Path]],
-    settings: Settings,
-    record: Callable[[FileResult], None],
-    show: Callable[[FileResult], None],
+def restore_items(
+    model: R2R, batches: Sequence[Sequence[Item]], settings: Settings, record: Record, show: Record
 ) -> None:
-    """While photos are restored, the next ones are read and the last ones are written; a large one is alone. The thread
-    that has written a file records it, which no interruption of this one prevents; then it is shown, in order."""
+    """Restore what is not done of files in the file system. While photos are restored, the next ones are read and the
+    last ones are written; a large one is alone. The thread that has written a file records it, which no interruption of
+    this one prevents; then it is shown, in order."""
     room = _Memory(model, settings.memory)
     writing: deque[Future[FileResult]] = deque()
 
@@ -217,50 +269,58 @@ def _restore_all(
             show(writing.popleft().result())
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(_WRITING) as writers:
-        groups = _groups(todo)
+        groups = (group for batch in batches for group in _groups(batch) if not all(item.done for item in group))
         group = next(groups, None)
         reading: Future[list[_Job]] | None = None
         while group:
-            alone = room.is_large(group[0][0])
+            alone = room.is_large(_path(group[0].source))
             if alone:
                 finish_writing(0)
             jobs = reading.result() if reading else _read(group, room)
             group, reading = next(groups, None), None
-            if group and not alone and not room.is_large(group[0][0]):
+            if group and not alone and not room.is_large(_path(group[0].source)):
                 reading = reader.submit(_read, group, room)
             for job in _restore(jobs, model, settings, room):
-                writing.append(writers.submit(_write, job, settings, record))
+                if not job.done:
+                    writing.append(writers.submit(_write, job, settings, record))
             del job, jobs  # a photo goes when it is written
             finish_writing(0 if alone else _WRITING)
         finish_writing(0)
 
 
-def _groups(todo: Sequence[tuple[Path, Path]]) -> Iterator[list[tuple[Path, Path]]]:
+def _groups(batch: Sequence[Item]) -> Iterator[list[Item]]:
     """Neighbours of one size, as far as they are few and small; any other file is a group of its own."""
-    group: list[tuple[Path, Path]] = []
+    group: list[Item] = []
     size: tuple[int, int] | None = None
-    for source, target in todo:
+    for item in batch:
         try:
-            own = image_size(source)
+            own = image_size(_path(item.source))
         except (InputError, OSError):  # reading it will tell why
             own = None
         more = len(group) + 1
         if group and (own is None or own != size or more > _TOGETHER or more * math.prod(own) > _PIXELS):
             yield group
             group = []
-        group.append((source, target))
+        group.append(item)
         size = own
     if group:
         yield group
 
 
-def _read(group: Sequence[tuple[Path, Path]], room: _Memory) -> list[_Job]:
-    return [_read_one(source, target, room) for source, target in group]
+def _path(file: Location) -> Path:
+    """`restore_items` gets no addresses."""
+    assert isinstance(file, Path)
+    return file
 
 
-def _read_one(source: Path, target: Path, room: _Memory) -> _Job:
+def _read(group: Sequence[Item], room: _Memory) -> list[_Job]:
+    return [_read_one(item, room) for item in group]
+
+
+def _read_one(item: Item, room: _Memory) -> _Job:
     start = time.perf_counter()
-    job = _Job(FileResult(str(source), str(target)))
+    job = _Job(FileResult(str(item.source), str(item.target)), done=item.done)
+    source = _path(item.source)
     try:
         now = source.stat()
         job.result = replace(job.result, size=now.st_size, modified=now.st_mtime_ns)
@@ -270,11 +330,11 @@ def _read_one(source: Path, target: Path, room: _Memory) -> _Job:
         return job.failed(error, time.perf_counter() - start)
     height, width = photo.pixels.shape[:2]
     seconds = time.perf_counter() - start
-    return _Job(replace(job.result, height=height, width=width, seconds=seconds), photo)
+    return replace(job, result=replace(job.result, height=height, width=width, seconds=seconds), photo=photo)
 
 
 def _restore(jobs: Sequence[_Job], model: R2R, settings: Settings, room: _Memory) -> list[_Job]:
-    """Photos of one size together; where that fails, or one is unlike the others, each by itself."""
+    """Photos of one size together; where that fails, or one is unlike the others, each by itself that is not done."""
     photos = [job.photo for job in jobs if job.photo is not None and _visible(job.photo) is None]
     alike = 1 < len(photos) == len(jobs) and len({photo.pixels.shape[:2] for photo in photos}) == 1
     if not alike or whole_photos(model, photos[0].pixels.shape, room.activations()) < len(photos):
@@ -292,7 +352,7 @@ def _restore(jobs: Sequence[_Job], model: R2R, settings: Settings, room: _Memory
 
 
 def _restore_one(job: _Job, model: R2R, settings: Settings, room: _Memory) -> _Job:
-    if job.photo is None:
+    if job.photo is None or job.done:
         return job
     start = time.perf_counter()
     try:

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r2r.report import REPORT, FileResult, RestorationReport
+from r2r.storage import Location
 
 if TYPE_CHECKING:
     from r2r.evaluation import Evaluation
@@ -90,7 +90,7 @@ class RestorationDisplay:
             found = (" + ".join(result.tasks) or "nothing wrong, left as it is", "bold")
             self._say(f"{printable(result.input)}: ", found, f" ({scores}) in {result.seconds:.1f} s{tiles}")
 
-    def plan(self, report: RestorationReport, todo: Sequence[tuple[Path, Path]]) -> None:
+    def plan(self, report: RestorationReport, todo: Sequence[tuple[Location, Location]]) -> None:
         """What a run would do."""
         for source, target in todo:
             self._say(*self._fields({"input": str(source), "output": str(target)}, f"{source} -> {target}"))
@@ -99,7 +99,7 @@ class RestorationDisplay:
         text = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in counts.items())
         self._say(*self._fields(counts, text))
 
-    def summary(self, report: RestorationReport, out: Path) -> None:
+    def summary(self, report: RestorationReport, out: Location) -> None:
         self._skipped(report)
         counts = {
             "restored": report.restored,
