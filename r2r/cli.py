@@ -21,6 +21,7 @@ from r2r.terminal import (
     RestorationDisplay,
     TrainingDisplay,
     console,
+    only_results,
     printable,
     progress_bar,
     show_growth,
@@ -294,6 +295,7 @@ def restore(
         if ray is not None and not dry_run:
             from r2r.fleet import Fleet, connected
 
+            stack.enter_context(only_results())
             stack.enter_context(connected(ray))
             by = Fleet(_load(model, "cpu", eager), device, cores)
         loaded = _load_frozen(model, device if ray is None else "cpu", eager)

@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,17 @@ _TRIES = 4  # of a batch whose worker dies each time
 _PATIENCE = 5.0  # seconds for a machine to answer
 _TRANSFERS = 16  # files that a worker fetches, or stores, at once
 
+# Ray speaks gRPC, which is HTTP/2: both sides begin with a frame of settings, after 3 bytes of its length its kind.
+_SETTINGS = b"\4"
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
+
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
     """Inside, Ray is connected to a cluster: HOST:PORT, "auto" for the one that this machine belongs to, "local" for a
-    new one on this machine alone. Ray's messages go to standard error. Raises InputError."""
+    new one on this machine alone. Raises InputError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what Ray Data itself does
     import ray
 
     if address.startswith("ray://"):
@@ -55,7 +59,7 @@ def connected(address: str) -> Iterator[None]:
     more: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        with redirect_stdout(sys.stderr):
+        with _silence():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **more)
     except Exception as error:  # of many kinds: ConnectionError, RuntimeError for other versions ...
         raise InputError(f"--ray {address}: the cluster cannot be reached: {_line(error)}") from error
@@ -65,13 +69,32 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """For what Ray's C++ says of how it starts. What fails is an exception."""
+    sys.stderr.flush()
+    own = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
+
+
 def _check_answer(address: str) -> None:
     """At once, where Ray would try for a minute."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise InputError(f"--ray {address}: accepted are HOST:PORT, auto and local")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _PATIENCE) as connection:
+            if os.environ.get("RAY_USE_TLS") == "1":
+                return
+            connection.sendall(_GREETING)
+            if connection.recv(9)[3:4] != _SETTINGS:
+                raise ConnectionError("what answers there is no Ray")
     except (OSError, OverflowError) as error:
         raise InputError(f"--ray {address}: the cluster cannot be reached: {_line(error)}") from error
 

@@ -34,7 +34,7 @@ from r2r.tiling import Progress, RestoredPhoto, restore_photo, restore_together,
 
 _WRITING = 2  # files that wait to be written
 _TOGETHER, _PIXELS = 16, 2**18  # photos, and pixels of them, that go through the network together
-_LARGE = 2**21  # bytes of a file that is never restored together with others
+_STORED = 2**20  # bytes of their files; so many pixels seldom take more
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,14 @@ def batches(items: Sequence[Item]) -> list[list[Item]]:
     as a batch of another size may round in another way.
     """
     made: list[list[Item]] = []
-    open_to_more = False
+    stored = 0
     for item in items:
-        small = _size(item.source) <= _LARGE
-        if not (small and open_to_more and len(made[-1]) < _TOGETHER):
+        size = _size(item.source)
+        if not made or len(made[-1]) == _TOGETHER or stored + size > _STORED:
             made.append([])
+            stored = 0
         made[-1].append(item)
-        open_to_more = small
+        stored += size
     return [batch for batch in made if not all(item.done for item in batch)]
 
 

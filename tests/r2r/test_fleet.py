@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import skimage.data
 import torch
 
 from r2r import R2R, InputError, fast
+from r2r.cli import main
 from r2r.data.images import ACCEPTED, write_rgb
 from r2r.frozen import inference_form
 from r2r.inputs import plan_outputs
@@ -40,7 +40,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Store:
-    """A local S3 server. Of its buckets `photos` is open to whoever has the keys, save for `photos/locked`."""
+    """A local S3 server. Of its buckets `photos` is open to whoever has the keys, save for `photos/out/locked`."""
 
     def __init__(self) -> None:
         self.server = pytest.importorskip("moto.server", reason="needs moto").ThreadedMotoServer(
@@ -57,8 +57,9 @@ class Store:
         iam = boto3.client("iam", endpoint_url=self.address, **keys)
         iam.create_user(UserName="user")
         key = iam.create_access_key(UserName="user")["AccessKey"]
-        allowed = {"Effect": "Allow", "Action": "s3:*", "Resource": ["arn:aws:s3:::photos", "arn:aws:s3:::photos/*"]}
-        denied = {"Effect": "Deny", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::photos/*/locked/*"}
+        open_to_all = [f"arn:aws:s3:::{bucket}" for bucket in ("photos", "photos/*", "nowhere", "nowhere/*")]
+        allowed = {"Effect": "Allow", "Action": "s3:*", "Resource": open_to_all}
+        denied = {"Effect": "Deny", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::photos/out/locked/*"}
         document = json.dumps({"Version": "2012-10-17", "Statement": [allowed, denied]})
         iam.put_user_policy(UserName="user", PolicyName="policy", PolicyDocument=document)
         self.variables = {
@@ -150,16 +151,16 @@ def photos(tmp_path: Path) -> Path:
 Run = Callable[..., Any]
 
 
-@pytest.fixture
-def on_cluster(cluster: Any, model: fast.R2R) -> Run:
+@pytest.fixture(scope="module")
+def on_cluster(cluster: Any, model: fast.R2R) -> Iterator[Run]:
     """`restore_files` on the cluster."""
     from r2r.fleet import Fleet, connected
 
     def run(inputs: list[Any], out: Any, *options: Any) -> Any:
-        with connected(cluster.address):
-            return restore_files(inference_form(model), inputs, out, *options, by=Fleet(model))
+        return restore_files(inference_form(model), inputs, out, *options, by=Fleet(model))
 
-    return run
+    with connected(cluster.address):
+        yield run
 
 
 def entries(out: Path) -> list[dict[str, Any]]:
@@ -197,45 +198,9 @@ def test_two_machines_write_the_bytes_and_the_report_of_one(
     assert entries(two) == entries(one)
     assert sorted(seen) == sorted((entry["input"], 16) for entry in entries(one))
 
-    again = on_cluster([photos / "b", photos / "a"], two)
-    assert (again.unchanged, again.restored, again.failed) == (14, 0, 2)
     (two / "a" / "06.png").unlink()  # one that went with others
     again = on_cluster([photos / "b", photos / "a"], two)
-    assert (again.unchanged, again.restored) == (13, 1)
-    assert contents(two) == contents(one)
-
-
-def workers() -> list[psutil.Process]:
-    """Processes in which a worker restores, or is about to."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any("MapWorker" in part for part in process.info["cmdline"] or ()):
-            found.append(process)
-    return found
-
-
-def test_a_machine_that_dies_in_the_middle_loses_nothing(
-    cluster: Any, on_cluster: Run, model: fast.R2R, tmp_path: Path
-) -> None:
-    photos, one, two = (tmp_path / name for name in ("photos", "one", "two"))
-    for number in range(24):
-        write_rgb(photos / f"{number:02}.tif", np.tile(PHOTO[number:], (2, 2, 1)))  # of 2 MB and more: one a batch
-    restore_files(inference_form(model), [photos], one)
-    node = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-    killed: list[int] = []
-
-    def kill(result: Any, total: int) -> None:
-        running = workers()
-        if len(running) == 3 and not killed:
-            killed.append(len(entries_so_far(two)))
-            cluster.remove_node(node, allow_graceful=False)
-
-    report = on_cluster([photos], two, Settings(), False, kill)
-    assert killed
-    assert 0 < killed[0] < 24
-    assert (report.restored, report.failed) == (24, 0)
-    assert len({entry["input"] for entry in entries(two)}) == 24
-    assert entries(two) == entries(one)
+    assert (again.unchanged, again.restored, again.failed) == (13, 1, 2)
     assert contents(two) == contents(one)
 
 
@@ -244,6 +209,7 @@ def entries_so_far(out: Path) -> list[dict[str, Any]]:
     return files
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_goes_on(cluster: Any, model: fast.R2R, tmp_path: Path) -> None:
     photos, one, two = (tmp_path / name for name in ("photos", "one", "two"))
     for number in range(40):
@@ -267,7 +233,9 @@ def test_an_interrupted_command_goes_on(cluster: Any, model: fast.R2R, tmp_path:
         _, said = running.communicate(timeout=100)
     finally:
         running.kill()
-    assert (running.returncode, said) == (130, "interrupted; what was done so far is kept\n")
+    assert running.returncode == 130
+    assert said.endswith("interrupted; what was done so far is kept\n")
+    assert "Traceback" not in said
     stopped = json.loads((two / REPORT).read_text())
     assert stopped["complete"] is False
     assert 1 <= len(stopped["files"]) < 40
@@ -314,10 +282,6 @@ def test_photos_in_object_storage(store: Store, on_cluster: Run, model: fast.R2R
     report = on_cluster(["s3://photos/in"], "s3://photos/out")
     assert (report.unchanged, report.restored, report.failed) == (14, 1, 3)
 
-    report = on_cluster(["s3://photos/in/b/00.png", photos / "a"], tmp_path / "mixed")  # one of both
-    assert report.restored == 13
-    assert (tmp_path / "mixed" / "00.png").exists() or (tmp_path / "mixed" / "b" / "00.png").exists()
-
 
 def test_what_object_storage_refuses_is_told_before_any_work(
     store: Store, model: fast.R2R, photos: Path, tmp_path: Path
@@ -328,7 +292,7 @@ def test_what_object_storage_refuses_is_told_before_any_work(
     store.put("some/a.png", (photos / "a" / "00.png").read_bytes())
     for source, out, line in (
         ("s3://closed/in", tmp_path / "out", "cannot read s3://closed/in: ACCESS_DENIED"),
-        ("s3://nowhere/in", tmp_path / "out", "cannot read s3://nowhere/in: .*bucket does not exist"),
+        ("s3://nowhere/in", tmp_path / "out", "s3://nowhere/in: no such file or folder"),
         ("s3://photos/nothing", tmp_path / "out", "s3://photos/nothing: no such file or folder"),
         ("s3://photos/some", "s3://closed/out", "s3://closed/out/report.json: ACCESS_DENIED"),
         ("s3://photos/some", "s3://nowhere/out", "s3://nowhere/out/report.json: .*bucket does not exist"),
@@ -348,7 +312,9 @@ def test_names_in_object_storage(store: Store, photos: Path) -> None:
         store.put(key, b"-")
     plan = plan_outputs(["s3://photos/x/one", "s3://photos/x/two/"], "s3://photos/x/out", "WEBP")
     assert [str(target) for _, target in plan.files] == [
-        "s3://photos/x/out/one/a.webp", "s3://photos/x/out/two/a.webp", "s3://photos/x/out/two/b.webp",
+        "s3://photos/x/out/one/a.png.webp",
+        "s3://photos/x/out/two/a.png.webp",
+        "s3://photos/x/out/two/b.jpg.webp",
     ]  # fmt: skip
     plan = plan_outputs(["s3://photos/x"], "s3://photos/x/out")
     assert "s3://photos/x/out/d.png" not in [str(source) for source, _ in plan.files]
@@ -356,40 +322,54 @@ def test_names_in_object_storage(store: Store, photos: Path) -> None:
     store.put("x/two/00.png", b"-")
     with pytest.raises(InputError, match="several drives"):
         plan_outputs(["s3://photos/x/two", photos / "a"], "s3://photos/y")
+    plan = plan_outputs(["s3://photos/x/one/a.png", photos / "a" / "00.png"], photos.parent / "out")
+    assert [str(source) for source, _ in plan.files] == ["s3://photos/x/one/a.png", str(photos / "a" / "00.png")]
+    assert [target for _, target in plan.files] == [photos.parent / "out" / name for name in ("a.png", "00.png")]
     assert Address("s3://photos/x/one/a.png").stat().st_size == 1
 
 
-def refused(*arguments: object, code: str = "") -> str:
-    start = time.monotonic()
-    command = [sys.executable, "-c", f"import sys; {code}; from r2r.cli import main; main()", "restore"]
-    done = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment(), timeout=120
-    )
-    assert done.returncode == 2, done.stderr
-    assert time.monotonic() - start < 100
-    return done.stderr
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What `r2r restore` says that does nothing."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["r2r", "restore", *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as ending:
+            main()
+        signal.signal(signal.SIGTERM, handler)
+        out, said = capfd.readouterr()
+        assert (ending.value.code, out) == (2, "")
+        return said
+
+    return run
 
 
-def test_a_cluster_that_cannot_be_reached_is_told(photos: Path, tmp_path: Path) -> None:
+def test_a_cluster_that_cannot_be_reached_is_told(refused: Callable[..., str], photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="a fleet needs Ray")
+    command = (photos / "a", "--out", tmp_path / "out", "--ray")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    command = (photos / "a", "--out", tmp_path / "out", "--ray")
-    line = f"error: --ray 127.0.0.1:{port}: the cluster cannot be reached: .*refused\n"
-    assert re.fullmatch(line, refused(*command, f"127.0.0.1:{port}"))
-    accepted = "error: --ray here: accepted are HOST:PORT, auto and local\n"
-    assert refused(*command, "here") == accepted
-    assert "with --ray auto" in refused(*command, "ray://127.0.0.1:10001")
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        assert re.fullmatch(
+            f"error: --ray {address}: the cluster cannot be reached: .*refused\n", refused(*command, address)
+        )
+    assert refused(*command, "here") == "error: --ray here: accepted are HOST:PORT, auto and local\n"
+    assert "run it on a machine of the cluster, with --ray auto\n" in refused(*command, "ray://127.0.0.1:10001")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_package_that_is_missing_is_named(photos: Path, tmp_path: Path) -> None:
-    without = "sys.modules['ray'] = sys.modules['pyarrow'] = None"
+def test_a_package_that_is_missing_is_named(
+    refused: Callable[..., str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ray", "pyarrow"):
+        monkeypatch.setitem(sys.modules, name, None)
     line = "error: this needs the package {}: pip install 'r2r-restore[ray]'\n"
-    assert refused(photos, "--ray", "local", code=without) == line.format("ray")
+    assert refused(photos, "--out", tmp_path / "out", "--ray", "local") == line.format("ray")
     assert "goes with --ray" in refused(photos, "--cores", "2")
-    assert "reached through Ray" in refused("s3://photos/in", "--out", tmp_path, code=without)
+    assert "without --ray" in refused("-", "--out", "-", "--ray", "local")
+    assert "reached through Ray" in refused("s3://photos/in", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_ray_nothing_of_it_is_imported(photos: Path, model: fast.R2R, tmp_path: Path) -> None:
@@ -407,13 +387,41 @@ def test_without_ray_nothing_of_it_is_imported(photos: Path, model: fast.R2R, tm
     assert "12 restored" in done.stdout
 
 
-def test_what_the_cluster_does_not_have_is_told(cluster: Any, model: R2R) -> None:
-    from r2r.fleet import Fleet, connected
+def test_what_the_cluster_does_not_have_is_told(on_cluster: Run, model: R2R) -> None:
+    from r2r.fleet import Fleet
 
-    with connected(cluster.address):
-        with pytest.raises(InputError, match="--device cuda: the cluster has no GPU"):
-            Fleet(model, "cuda")
-        with pytest.raises(InputError, match="--device cuda:1: with --ray accepted are auto, cpu and cuda"):
-            Fleet(model, "cuda:1")
-        with pytest.raises(InputError, match="--cores 3: the machines of the cluster have 1, 1"):
-            Fleet(model, cores=3)
+    with pytest.raises(InputError, match="--device cuda: the cluster has no GPU"):
+        Fleet(model, "cuda")
+    with pytest.raises(InputError, match="--device cuda:1: with --ray accepted are auto, cpu and cuda"):
+        Fleet(model, "cuda:1")
+    with pytest.raises(InputError, match="--cores 3: the machines of the cluster have 1, 1"):
+        Fleet(model, cores=3)
+
+
+def workers_at_work() -> int:
+    titles = (process.info["cmdline"] for process in psutil.process_iter(["cmdline"]))
+    return sum(bool(title) and title[0].startswith("ray::MapWorker") and "submit" in title[0] for title in titles)
+
+
+@pytest.mark.slow
+def test_a_machine_that_dies_in_the_middle_loses_nothing(
+    cluster: Any, on_cluster: Run, model: fast.R2R, tmp_path: Path
+) -> None:
+    photos, one, two = (tmp_path / name for name in ("photos", "one", "two"))
+    for number in range(36):  # each is a batch
+        write_rgb(photos / f"{number:02}.bmp", np.tile(PHOTO[number:], (1, 2, 1)))
+    restore_files(inference_form(model), [photos], one)
+    done: list[int] = []
+
+    def kill(result: Any, total: int) -> None:
+        if not done and workers_at_work() == 2:
+            done.append(len(entries_so_far(two)))
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+
+    report = on_cluster([photos], two, Settings(), False, kill)
+    assert done
+    assert 0 < done[0] < 36
+    assert (report.restored, report.failed) == (36, 0)
+    assert len({entry["input"] for entry in entries(two)}) == len(entries(two)) == 36
+    assert entries(two) == entries(one)
+    assert contents(two) == contents(one)
