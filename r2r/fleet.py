@@ -26,6 +26,7 @@ import torch
 import r2r_kernels
 from r2r.device import pick_device
 from r2r.errors import InputError
+from r2r.files import remove_temporaries
 from r2r.frozen import inference_form
 from r2r.model import R2R
 from r2r.report import FileResult
@@ -122,6 +123,7 @@ class Fleet:
         rows = [{"number": number, "batch": pickle.dumps(batch)} for number, batch in enumerate(batches)]
         if not rows:
             return
+        self._remove_temporaries(batches)
         waiting = {str(item.source): item for batch in batches for item in batch if not item.done}
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -160,6 +162,12 @@ class Fleet:
             result = _failed(item, "no worker gave an answer; Ray's logs tell why")
             record(result)
             show(result)
+        self._remove_temporaries(batches)
+
+    def _remove_temporaries(self, batches: Sequence[Sequence[Item]]) -> None:
+        """What workers left that were killed, in this run, or in one that was interrupted."""
+        for folder in {item.target.parent for batch in batches for item in batch if isinstance(item.target, Path)}:
+            remove_temporaries(folder)
 
 
 def _failed(item: Item, error: str) -> FileResult:
