@@ -1,7 +1,6 @@
 """Photos a second of `r2r restore --ray local`, with workers of one core each, and of a plain run on as many cores.
 
-A run of the fleet starts its workers, which import everything and load the model; the full form is long enough for that
-to count little.
+A run of the fleet starts its workers, which import everything and load the model. In a full run this counts little.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from r2r.restoration import Settings, restore_files
 TASK = "denoise"  # all photos go through the network and are written
 
 
-@pytest.mark.grid(quick={"photos": [(16, 128, 128)]}, full={"photos": [(400, 1024, 1024)]})
+@pytest.mark.grid(quick={"photos": [(16, 128, 128)]}, full={"photos": [(200, 1024, 1024)]})
 def test_fleet(race: Race, photos: tuple[int, int, int], device: torch.device, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="a fleet needs Ray")
     from r2r.fleet import Fleet, connected

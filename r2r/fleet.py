@@ -226,9 +226,6 @@ class _Worker:
         import ray
 
         batch: list[Item] = pickle.loads(row["batch"])
-        if ray.get(self.tries.begin.remote(row["number"])) > _TRIES:
-            died = f"its worker died, {_TRIES} times, perhaps for want of memory; Ray's logs tell more"
-            return [{"result": pickle.dumps(_failed(item, died))} for item in batch if not item.done]
         with tempfile.TemporaryDirectory(prefix="r2r-") as folder:
             files = [_File(item, self.working_folder, Path(folder, str(number))) for number, item in enumerate(batch)]
             list(self.transfers.map(_File.fetch, files))
@@ -238,6 +235,9 @@ class _Worker:
                 results[result.input] = result
 
             with self.lock:
+                if ray.get(self.tries.begin.remote(row["number"])) > _TRIES:
+                    died = f"its worker died, {_TRIES} times, perhaps for want of memory; Ray's logs tell more"
+                    return [{"result": pickle.dumps(_failed(item, died))} for item in batch if not item.done]
                 restore_items(self.model, [[file.here for file in files]], self.settings, record, lambda _: None)
             todo = [(file, results[str(file.here.source)]) for file in files if not file.item.done]
             return [{"result": pickle.dumps(one)} for one in self.transfers.map(lambda x: x[0].store(x[1]), todo)]

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -403,6 +404,34 @@ def test_what_the_cluster_does_not_have_is_told(on_cluster: Run, model: R2R) -> 
 def workers_at_work() -> int:
     titles = (process.info["cmdline"] for process in psutil.process_iter(["cmdline"]))
     return sum(bool(title) and title[0].startswith("ray::MapWorker") and "submit" in title[0] for title in titles)
+
+
+@pytest.mark.slow
+def test_a_photo_that_kills_its_workers_fails(on_cluster: Run, photos: Path, tmp_path: Path) -> None:
+    """As want of memory does it; Ray alone would try for ever."""
+    deaths: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.05):
+            for process in psutil.process_iter(["cmdline"]):
+                title = process.info["cmdline"] or [""]
+                if title[0].startswith("ray::MapWorker") and "submit" in title[0] and process.pid not in deaths:
+                    deaths.append(process.pid)
+                    process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        report = on_cluster([photos / "b" / "00.png"], tmp_path / "out")
+    finally:
+        over.set()
+        killer.join()
+    assert [one.error for one in report.files] == [
+        "its worker died, 4 times, perhaps for want of memory; Ray's logs tell more"
+    ]
+    assert len(deaths) >= 4
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [REPORT]
 
 
 @pytest.mark.slow

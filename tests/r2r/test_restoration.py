@@ -382,6 +382,37 @@ def test_small_photos_of_one_size_go_through_the_network_together(
     assert [one.error is not None and "not finite" in one.error for one in report.files] == [True] * 4
 
 
+def test_what_is_done_again_goes_through_the_network_with_the_same_photos(
+    tiny_model: R2R, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a batch of another size may round in another way; what was done stays."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for number in range(20):  # 16 are looked at together
+        write_rgb(photos / f"{number:02}.png", SMALL)
+    restore_files(tiny_model, [photos], out)
+    before = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    inodes = {path.name: path.stat().st_ino for path in out.glob("*.png")}
+    batches: list[int] = []
+    together = restoration.restore_together
+
+    def counted(model: R2R, some: list[np.ndarray], *rest: Any) -> list[Any]:
+        batches.append(len(some))
+        return together(model, some, *rest)
+
+    monkeypatch.setattr(restoration, "restore_together", counted)
+    (out / "03.png").unlink()
+    (out / "05.png").unlink()
+    seen: list[str] = []
+    report = restore_files(tiny_model, [photos], out, progress=lambda one, total: seen.append(f"{one.output} {total}"))
+    assert seen == [f"{out / name} 2" for name in ("03.png", "05.png")]
+    assert (batches, report.unchanged) == ([16], 18)
+    assert {path.name: path.read_bytes() for path in out.glob("*.png")} == before
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")} == times
+    kept = {name: inode for name, inode in inodes.items() if name not in ("03.png", "05.png")}
+    assert {name: (out / name).stat().st_ino for name in kept} == kept
+
+
 def tables(file: Path | io.BytesIO) -> dict[int, list[int]]:
     """The quantisation of a JPEG."""
     with Image.open(file) as image:
