@@ -25,10 +25,14 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
-SOURCES = sorted(p.relative_to(ROOT).as_posix() for p in CSRC.glob("*.c*") if p.suffix in (".cpp", ".cu"))
-HEADERS = sorted(p.relative_to(ROOT).as_posix() for p in CSRC.glob("*.*h"))
+FILES = sorted(p.relative_to(ROOT).as_posix() for p in CSRC.rglob("*") if p.is_file())
+SOURCES = [file for file in FILES if file.endswith((".cpp", ".cu"))]  # compiled once
+HEADERS = [file for file in FILES if file.endswith((".h", ".cuh"))]
+# OP-inl.h beside OP.h has the kernels of an operator: compiled once for each instruction set. Other files are included.
+KERNELS = [file for file in HEADERS if file.endswith("-inl.h") and file.replace("-inl.h", ".h") in HEADERS]
 
-# Link order matters: of code that is not specific to an instruction set, the first copy is kept.
+# Link order matters: of code that is not specific to an instruction set, the linker keeps the first copy. So the
+# sources come first, then the kernels, those of the least capable instruction set first.
 INSTRUCTION_SETS = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = "-mavx2 -mfma"
@@ -149,7 +153,7 @@ def compile_extension(output: Path, work: Path) -> None:
     common = " ".join([TARGET, *(f"-isystem {in_command(folder)}" for folder in includes)])
     lines = [
         f"cxx = {' '.join(map(in_command, compiler))}",
-        f"rule cxx\n  command = $cxx -MMD -MF $out.d {FLAGS} $flags -c $in -o $out\n  depfile = $out.d",
+        f"rule cxx\n  command = $cxx -MMD -MF $out.d {FLAGS} $flags -x c++ -c $in -o $out\n  depfile = $out.d",
         f"rule link\n  command = $cxx -shared $in -o $out -L{in_command(torch / 'lib')} -ltorch_cpu $libraries",
     ]
     libraries = ""
@@ -163,16 +167,21 @@ def compile_extension(output: Path, work: Path) -> None:
         libraries = f"{folders} -lcudart_static -ldl -lrt -lpthread"
 
     objects: list[str] = []
-    for source in (s for s in SOURCES if s.endswith(".cpp") or cuda):
-        name, rule = Path(source).stem, "nvcc" if source.endswith(".cu") else "cxx"
-        variants = {f"{name}.o": common if rule == "cxx" else ""}
-        if name == "kernels":  # knows nothing of PyTorch
-            variants = {f"{name}_{isa}.o": f"-DR2R_ISA={isa} {flags}" for isa, flags in INSTRUCTION_SETS.items()}
-        elif name == "registration":
-            variants[f"{name}.o"] += "".join(f" -DR2R_{key}='\"{value}\"'" for key, value in facts.items())
-        for target, flags in variants.items():
-            lines.append(f"build {target}: {rule} {in_build((ROOT / source).resolve())}\n  flags = {flags}")
-        objects += variants
+
+    def compiled(source: str, target: str, rule: str, flags: str) -> None:
+        lines.append(f"build {target}: {rule} {in_build((ROOT / source).resolve())}\n  flags = {flags}")
+        objects.append(target)
+
+    for source in SOURCES:
+        if source.endswith(".cpp"):
+            named = facts if source == "csrc/registration.cpp" else {}
+            flags = common + "".join(f" -DR2R_{key}='\"{value}\"'" for key, value in named.items())
+            compiled(source, f"{Path(source).stem}.o", "cxx", flags)
+        elif cuda:
+            compiled(source, f"{Path(source).stem}_cuda.o", "nvcc", "")
+    for isa, flags in INSTRUCTION_SETS.items():
+        for source in KERNELS:  # they know nothing of PyTorch
+            compiled(source, f"{Path(source).stem}_{isa}.o", "cxx", f"-DR2R_ISA={isa} {flags}")
     lines.append(f"build {in_build(output.name)}: link {' '.join(objects)}\n  libraries = {libraries}")
     work.mkdir(parents=True, exist_ok=True)
     (work / "build.ninja").write_text("\n".join(lines) + "\n")

@@ -296,7 +296,7 @@ def operator(case: kernels.Case, patch: Any) -> tuple[list[Prediction], float]:
 
 
 def gated_conv(case: kernels.Case) -> tuple[list[Prediction], float]:
-    """The CUDA kernels of the 1x1 `gated_conv` in channels_last, as they lie in the extension; `gated_conv_cuda.cu`
+    """The CUDA kernels of the 1x1 `gated_conv` in channels_last, as they lie in the extension; `gated_conv.cu`
     says how many blocks there are. Other shapes lie in the same kernels, so their instructions are not counted."""
     (n, c, h, w), threads = case.size, 256
     module = extension.module()

@@ -1,4 +1,4 @@
-// Gated convolution on NVIDIA GPUs; what an element means is in gate.h.
+// Gated convolution on NVIDIA GPUs; gated_conv_element-inl.h has the arithmetic of an element.
 //
 // 1x1: streams. A thread moves 16 bytes at a time: neighbouring pixels of a plane, or (channels_last) neighbouring channels
 // of a pixel. What does not lie on 16 bytes is moved one element at a time: the ends of a plane, all of it where the
@@ -8,11 +8,11 @@
 // summed by each block for its fixed part, then over the parts in their order: two runs give the same bits.
 #pragma once
 
-#include "kernels.h"
+#include "gated_conv.h"
 #include "pack.cuh"
 
 #define R2R_ISA cuda
-#include "gate.h"
+#include "gated_conv_element-inl.h"
 
 namespace r2r::cuda {
 

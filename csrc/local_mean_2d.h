@@ -1,136 +1,34 @@
-// The mean over a window around each pixel by running sums, down the columns and then along the rows: what enters a
-// window is added, what leaves it subtracted, so the cost does not grow with the window. The sums are float64, in which
-// float32 values come and go without a trace that float32 would show.
+// local_mean_2d: the mean over a window, no larger than the image, around each pixel. Backward: of the gradients, over the
+// windows that hold each pixel.
 #pragma once
 
-#include "panel.h"
+#include "common/dispatch.h"
+#include "common/tiling.h"
 
-namespace r2r::R2R_ISA {
+namespace r2r {
 
-constexpr int HALF = WIDTH / 2;
-typedef double wide_vec __attribute__((vector_size(4 * WIDTH)));  // HALF values
-typedef float half_floats __attribute__((vector_size(2 * WIDTH)));
-typedef float loose_half_floats __attribute__((vector_size(2 * WIDTH), aligned(4), may_alias));
-typedef uint16_t quarter_vec __attribute__((vector_size(WIDTH)));
-typedef uint16_t loose_quarter_vec __attribute__((vector_size(WIDTH), aligned(2), may_alias));
-typedef uint32_t half_uvec __attribute__((vector_size(2 * WIDTH)));
-
-inline wide_vec load_wide(const float* p) {
-  return __builtin_convertvector(*(const loose_half_floats*)p, wide_vec);
-}
-inline wide_vec load_wide(const bfloat16* p) {
-  const half_uvec bits = __builtin_convertvector(*(const loose_quarter_vec*)p, half_uvec) << 16;
-  return __builtin_convertvector((half_floats)bits, wide_vec);
-}
 template <class T>
-inline wide_vec load_wide_upto(const T* p, int64_t n) {
-  if (n >= HALF) return load_wide(p);
-  float few[WIDTH];
-  store(few, n > 0 ? load_first(p, n) : vec{});
-  return load_wide(few);
-}
-inline void store_narrow(float* p, wide_vec value) {
-  *(loose_half_floats*)p = __builtin_convertvector(value, half_floats);
-}
-
-// What is summed for output i of an axis: of forward the pixels of its window, of backward the windows that hold pixel i.
-struct SlidingWindow {
-  int64_t length;
-  int64_t size;
+struct LocalMean2d {
+  const T* x;
+  T* y;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  int64_t window_height;
+  int64_t window_width;
   bool backward;
-
-  int64_t begin(int64_t i) const {
-    const int64_t before = (size - 1) / 2;
-    if (backward) return i < size ? 0 : i - size + 1 + before;
-    return i < before ? 0 : least(i - before, length - size);
-  }
-  int64_t end(int64_t i) const {
-    if (backward) return i >= length - size ? length : i + (size - 1) / 2 + 1;
-    return begin(i) + size;
-  }
+  bool channels_last;
 };
 
-// sums [groups][STRAND] += enter - leave, either of which may be nullptr; means = sums * scale. Groups of `lanes` values of
-// a row lie `stride` apart; the last one ends with the row, `count` values from its begin.
 template <class T>
-inline void slide(
-    const T* enter, const T* leave, int64_t stride, int64_t lanes, int64_t groups, int64_t count, double scale, double* sums,
-    float* means) {
-  for (int64_t g = 0; g < groups; g++) {
-    const int64_t valid = least(lanes, count - g * stride);
-    for (int64_t l = 0; l < STRAND; l += HALF) {
-      double* at = sums + g * STRAND + l;
-      wide_vec total = *(const wide_vec*)at;
-      if (enter) total += load_wide_upto(enter + g * stride + l, valid - l);
-      if (leave) total -= load_wide_upto(leave + g * stride + l, valid - l);
-      *(wide_vec*)at = total;
-      store_narrow(means + g * STRAND + l, total * scale);
-    }
-  }
-}
+struct LocalMean2dKernels {
+  // Rows [top, bottom) of a part of image n. A part is one plane, or in channels_last LANES channels.
+  void (*rows)(const LocalMean2d<T>&, int64_t n, int64_t part, int64_t top, int64_t bottom);
+};
+R2R_DECLARE_KERNELS(LocalMean2dKernels)
 
-// from, to [length][STRAND].
-inline void slide_along(const float* from, float* to, const SlidingWindow& window) {
-  const double scale = 1.0 / (double)window.size;
-  wide_vec totals[STRAND / HALF] = {};
-  int64_t begin = 0, end = 0;
-  for (int64_t i = 0; i < window.length; i++) {
-    const int64_t wanted_begin = window.begin(i), wanted_end = window.end(i);
-    for (; end < wanted_end; end++) {
-      for (int l = 0; l < STRAND / HALF; l++) totals[l] += load_wide(from + end * STRAND + l * HALF);
-    }
-    for (; begin < wanted_begin; begin++) {
-      for (int l = 0; l < STRAND / HALF; l++) totals[l] -= load_wide(from + begin * STRAND + l * HALF);
-    }
-    for (int l = 0; l < STRAND / HALF; l++) store_narrow(to + i * STRAND + l * HALF, totals[l] * scale);
-  }
-}
-
-// Rows [top, bottom) of one plane, or for channels_last of STRAND channels.
+// The driver on raw memory, which local_naf_block also calls.
 template <class T>
-void local_mean_2d(const LocalMean2d<T>& op, int64_t n, int64_t part, int64_t top, int64_t bottom, float* scratch) {
-  const int64_t area = op.height * op.width, padded = (op.width + STRAND - 1) / STRAND * STRAND;
-  const int64_t pixel = op.channels_last ? op.channels : 1, row = op.width * pixel;
-  const int64_t first = n * op.channels * area + (op.channels_last ? part * STRAND : part * area);
-  const int64_t lanes = op.channels_last ? least(STRAND, op.channels - part * STRAND) : STRAND;
-  const int64_t stride = op.channels_last ? op.channels : STRAND, groups = op.channels_last ? op.width : padded / STRAND;
-  const int64_t count = op.channels_last ? groups * stride : op.width;
-  const SlidingWindow down{op.height, op.window_height, op.backward}, across{op.width, op.window_width, op.backward};
-  const T* x = op.x + first;
-  T* y = op.y + first;
+void local_means(const LocalMean2d<T>& op, int64_t images);
 
-  double* sums = (double*)scratch;
-  float* means = scratch + 2 * groups * STRAND;  // [width][STRAND], or STRAND rows [padded]
-  float *columns = means + STRAND * padded, *out = columns + STRAND * op.width;
-  for (int64_t i = 0; i < groups * STRAND; i++) sums[i] = 0;
-  int64_t begin = down.begin(top), end = begin, staged = 0;
-  for (int64_t r = top; r < bottom; r++) {
-    const int64_t wanted_begin = down.begin(r), wanted_end = down.end(r);
-    do {
-      const T* enter = end < wanted_end ? x + end++ * row : nullptr;
-      const T* leave = begin < wanted_begin ? x + begin++ * row : nullptr;
-      slide(enter, leave, stride, lanes, groups, count, 1.0 / (double)down.size, sums, means + staged * padded);
-    } while (end < wanted_end || begin < wanted_begin);
-    if (op.channels_last) {
-      slide_along(means, out, across);
-      for (int64_t i = 0; i < op.width; i++) {
-        for (int64_t l = 0; l < lanes; l += WIDTH) {
-          store_upto(y + r * row + i * stride + l, load(out + i * STRAND + l), lanes - l);
-        }
-      }
-    } else if (++staged == STRAND || r + 1 == bottom) {
-      for (int64_t l = 0; l < staged; l += WIDTH) {
-        transpose_rows(means + l * padded, padded, columns + l, STRAND, least(WIDTH, staged - l), op.width, WIDTH);
-      }
-      slide_along(columns, out, across);
-      T* rows = y + (r + 1 - staged) * row;
-      for (int64_t i = 0; i < op.width; i += WIDTH) {
-        transpose_rows(
-            out + i * STRAND, STRAND, rows + i, row, least(WIDTH, op.width - i), staged, least(WIDTH, op.width - i));
-      }
-      staged = 0;
-    }
-  }
-}
-
-}  // namespace r2r::R2R_ISA
+}  // namespace r2r

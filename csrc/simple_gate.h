@@ -1,30 +1,24 @@
-// The gate's product and its backward over rows of two halves: each value is read and written once.
+// simple_gate: the first half of the channels times the second half.
 #pragma once
 
-#include "vec.h"
+#include "common/dispatch.h"
 
-namespace r2r::R2R_ISA {
+namespace r2r {
 
-template <class T>
-void multiply(const T* x, T* y, const Halves& at) {
-  for (int64_t row = 0; row < at.rows; row++, x += 2 * at.length, y += at.length) {
-    for (int64_t i = 0; i < at.count; i += WIDTH) {
-      const int64_t left = at.count - i;
-      store_upto(y + i, load_upto(x + i, left) * load_upto(x + at.length + i, left), left);
-    }
-  }
-}
+// Rows of two halves of `length` values each. A kernel takes the first `count` values of each half.
+struct Halves {
+  int64_t rows;
+  int64_t length;
+  int64_t count;
+};
 
 template <class T>
-void multiply_backward(const T* dy, const T* x, T* dx, const Halves& at) {
-  for (int64_t row = 0; row < at.rows; row++, dy += at.length, x += 2 * at.length, dx += 2 * at.length) {
-    for (int64_t i = 0; i < at.count; i += WIDTH) {
-      const int64_t left = at.count - i;
-      const vec d = load_upto(dy + i, left), a = load_upto(x + i, left), b = load_upto(x + at.length + i, left);
-      store_upto(dx + i, d * b, left);
-      store_upto(dx + at.length + i, d * a, left);
-    }
-  }
-}
+struct SimpleGateKernels {
+  // x [rows, 2, length] -> y [rows, length].
+  void (*multiply)(const T* x, T* y, const Halves&);
+  // dy [rows, length], x [rows, 2, length] -> dx like x.
+  void (*multiply_backward)(const T* dy, const T* x, T* dx, const Halves&);
+};
+R2R_DECLARE_KERNELS(SimpleGateKernels)
 
-}  // namespace r2r::R2R_ISA
+}  // namespace r2r

@@ -1,112 +1,30 @@
-// 1x1 convolution without bias, PixelShuffle(2) and the skip in one pass: what the convolution makes goes from registers
-// to its place in the result. NCHW multiplies rows of weights by panels of pixels, of which output channels (2k, 2k + 1)
-// interleave to one row of the result; channels_last multiplies pixels by panels of weights, in float32 alone (PyTorch's
-// products of bfloat16 are faster).
+// upsample_add: 1x1 convolution without bias, PixelShuffle(2), and the skip added.
 #pragma once
 
-#include "panel.h"
+#include "common/dispatch.h"
+#include "common/tiling.h"
 
-namespace r2r::R2R_ISA {
+namespace r2r {
 
-// Block `block` of the weights [4 * channels, depth] as a panel [depth][PANEL]. Columns are ordered (i, j, c), those of each
-// i padded to whole panels: (j, c) are neighbours in row i of the result.
-inline void upsample_add_pack(const float* weight, int64_t channels, int64_t block, float* packed) {
-  const int64_t depth = 2 * channels, half = panels(depth), i = block / half;
-  for (int64_t l = 0; l < PANEL; l += WIDTH) {
-    const int64_t first = block % half * PANEL + l;
-    for (int64_t k = 0; k < depth; k += WIDTH) {
-      vec rows[WIDTH];
-      for (int r = 0; r < WIDTH; r++) {
-        const int64_t j = (first + r) / channels, c = (first + r) % channels;
-        rows[r] = j < 2 ? load_upto(weight + (4 * c + 2 * i + j) * depth + k, depth - k) : vec{};
-      }
-      transpose(rows);
-      for (int64_t r = 0; r < least(WIDTH, depth - k); r++) store(packed + (k + r) * PANEL + l, rows[r]);
-    }
-  }
-}
-
-// Where row i of the result has what becomes of pixel p, in an image of one channel.
+// x has 2 * channels channels; skip and y have `channels`, and twice the height and width. channels_last is for float32
+// only: PyTorch's products of bfloat16 are faster there.
 template <class T>
-inline int64_t upsampled(const UpsampleAdd<T>& op, int64_t p, int64_t i) {
-  return (2 * (p / op.width) + i) * 2 * op.width + 2 * (p % op.width);
-}
+struct UpsampleAdd {
+  Images<const T> x;
+  const T* skip;
+  T* y;
+  const float* weight;  // [4 * channels, 2 * channels], for channels_last packed
+  int64_t channels;
+  int64_t width;
+};
 
 template <class T>
-inline void upsample_add_planes(const UpsampleAdd<T>& op, int64_t n, int64_t first, int64_t pixels, float* scratch) {
-  const int64_t depth = 2 * op.channels, area = 4 * op.x.pixels;
-  for (int64_t p = 0; p < pixels; p += PANEL) {
-    fill(op.x, n, first + p, least(PANEL, pixels - p), scratch + p * depth);
-  }
-  ivec low;
-  for (int l = 0; l < WIDTH; l++) low[l] = l / 2 + l % 2 * WIDTH;
-  const ivec high = low + WIDTH / 2;
-  const int64_t groups = (depth + ROWS / 2 - 1) / (ROWS / 2);
-  for (int64_t g = 0; g < groups; g++) {
-    const int64_t o = depth * g / groups * 2, pairs = depth * (g + 1) / groups - o / 2;
-    const float* rows = op.weight + o * depth;
-    for (int64_t p = 0; p < pixels; p += PANEL) {
-      multiply_panel(
-          pairs, rows, rows + pairs * depth, depth, scratch + p * depth, pixels - p,
-          [&](auto& sums, int step) __attribute__((always_inline)) {
-            constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
-            for (int v = 0; v < V; v++) {
-              const int64_t begin = p + (step + v) * WIDTH, end = least(begin + WIDTH, pixels);
-              for (int64_t run = begin; run < end;) {  // the end of the image's row, or of the vector
-                const int64_t column = (first + run) % op.width, length = least(end - run, op.width - column);
-                for (int m = 0; m < M; m += 2) {
-                  float line[3 * WIDTH];
-                  store(line, __builtin_shuffle(sums[m][v], sums[m + 1][v], low));
-                  store(line + WIDTH, __builtin_shuffle(sums[m][v], sums[m + 1][v], high));
-                  const int64_t channel = (o + m) / 4, i = (o + m) / 2 % 2;
-                  const int64_t at = (n * op.channels + channel) * area + upsampled(op, first + run, i);
-                  for (int64_t k = 0; k < 2 * length; k += WIDTH) {
-                    const vec value = load(line + 2 * (run - begin) + k) + load_upto(op.skip + at + k, 2 * length - k);
-                    store_upto(op.y + at + k, value, 2 * length - k);
-                  }
-                }
-                run += length;
-              }
-            }
-          });
-    }
-  }
-}
+struct UpsampleAddKernels {
+  // One block of the weights, packed for channels_last as a panel [2 * channels, PANEL].
+  void (*pack)(const float* weight, int64_t channels, int64_t block, float* packed);
+  // The results of pixels [first, first + pixels) of image n.
+  void (*forward)(const UpsampleAdd<T>&, int64_t n, int64_t first, int64_t pixels);
+};
+R2R_DECLARE_KERNELS(UpsampleAddKernels)
 
-inline void upsample_add_rows(const UpsampleAdd<float>& op, int64_t n, int64_t first, int64_t pixels) {
-  const int64_t channels = op.channels, depth = 2 * channels, half = panels(depth);
-  const float* x = op.x.image(n) + first * depth;
-  const int64_t groups = (pixels + ROWS - 1) / ROWS;
-  for (int64_t block = 0; block < 2 * half; block++) {
-    const int64_t o = block % half * PANEL;
-    for (int64_t g = 0; g < groups; g++) {
-      const int64_t p = pixels * g / groups, end = pixels * (g + 1) / groups, pairs = (end - p + 1) / 2;
-      const int64_t second = end - pairs;  // an odd number of pixels computes the middle one twice
-      multiply_panel(
-          pairs, x + p * depth, x + second * depth, depth, op.weight + block * depth * PANEL, depth - o,
-          [&](auto& sums, int step) __attribute__((always_inline)) {
-            constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
-            for (int m = 0; m < M; m++) {
-              const int64_t pixel = first + (m < M / 2 ? p + m : second + m - M / 2);
-              const int64_t at = (n * 4 * op.x.pixels + upsampled(op, pixel, block / half)) * channels;
-              for (int v = 0; v < V; v++) {
-                const int64_t c = o + (step + v) * WIDTH;
-                if (c < depth) {
-                  store_upto(op.y + at + c, sums[m][v] + load_upto(op.skip + at + c, depth - c), depth - c);
-                }
-              }
-            }
-          });
-    }
-  }
-}
-
-template <class T>
-void upsample_add(const UpsampleAdd<T>& op, int64_t n, int64_t first, int64_t pixels, float* scratch) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (op.x.channels_last) return upsample_add_rows(op, n, first, pixels);
-  }
-  upsample_add_planes(op, n, first, pixels, scratch);
-}
-
-}  // namespace r2r::R2R_ISA
+}  // namespace r2r

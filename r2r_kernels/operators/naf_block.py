@@ -19,8 +19,6 @@ from r2r_kernels.operators.layout import dense, empty, is_channels_last
 from r2r_kernels.operators.registry import first_derivative_only, register
 from r2r_kernels.reference import NAFBlockParams
 
-_BACKWARD_VALUES = 1 << 20  # that the native backward keeps of some images: they should fit a cache
-
 
 def forward(x: Tensor, params: Sequence[Tensor], eps: float) -> Tensor:
     """x [N, C, H, W] -> like x; params in the order of NAFBlockParams, of any float dtype."""
@@ -30,10 +28,8 @@ def forward(x: Tensor, params: Sequence[Tensor], eps: float) -> Tensor:
         return dense(implementation.triton_kernels("naf_block").forward(x, contiguous, eps), x)
     params = _in_dtype_of(x, params)
     if chosen == "native":
-        y = empty(x, x.shape[1])
-        gated = x.new_empty(x.shape) if is_channels_last(x) else y  # the result takes its place pixel by pixel
-        parameters = [p.contiguous() for p in params]
-        implementation.NATIVE.naf_block(dense(x, x), parameters, eps, is_channels_last(x), gated, y)
+        y, parameters = empty(x, x.shape[1]), [p.contiguous() for p in params]
+        implementation.NATIVE.naf_block(dense(x, x), parameters, eps, is_channels_last(x), y)
         return y
     return dense(reference.naf_block(x, NAFBlockParams(*params), eps), x)
 
@@ -55,11 +51,8 @@ def _local_forward(x: Tensor, params: Sequence[Tensor], eps: float, window: Sequ
         return forward(x, params, eps)
     chosen = implementation.of(x)
     if chosen == "native":
-        y, gated, pooled = empty(x, x.shape[1]), x.new_empty(x.shape), x.new_empty(x.shape)
-        contiguous = [p.contiguous() for p in params]
-        implementation.NATIVE.local_naf_block(
-            dense(x, x), contiguous, eps, window[0], window[1], is_channels_last(x), gated, pooled, y
-        )
+        y, contiguous = empty(x, x.shape[1]), [p.contiguous() for p in params]
+        implementation.NATIVE.local_naf_block(dense(x, x), contiguous, eps, *window, is_channels_last(x), y)
         return y
     if chosen == "triton":
         return dense(_by_operators(x, params, eps, window), x)
@@ -128,11 +121,9 @@ def backward(dy: Tensor, x: Tensor, mean: Tensor, params: Sequence[Tensor], eps:
         return [dense(dx, x), *found]
     dtypes, params = [p.dtype for p in params], _in_dtype_of(x, params)
     if chosen == "native":
-        n, c, h, w = x.shape
-        work = x.new_empty((max(1, min(n, _BACKWARD_VALUES // (6 * c * h * w))), 6 * c, h, w))
-        dx, found = empty(x, c), [torch.empty(p.shape, dtype=torch.float32) for p in params]
+        dx, found = empty(x, x.shape[1]), [torch.empty(p.shape, dtype=torch.float32) for p in params]
         images, parameters = (dense(dy, x), dense(x, x)), [p.contiguous() for p in params]
-        implementation.NATIVE.naf_block_backward(*images, parameters, eps, is_channels_last(x), work, dx, found)
+        implementation.NATIVE.naf_block_backward(*images, parameters, eps, is_channels_last(x), dx, found)
         return [dx, *(g.to(dtype) for g, dtype in zip(found, dtypes, strict=True))]
     dx, *found = _plain_backward(dense(dy, x), dense(x, x), params, eps)
     return [dense(dx, x), *(g.to(dtype).contiguous() for g, dtype in zip(found, dtypes, strict=True))]

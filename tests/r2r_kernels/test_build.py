@@ -43,13 +43,17 @@ def imported(built: Path, program: str) -> str:
     return run(built, "-c", f"{only}.startswith('__editable__')]\n{program}")
 
 
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 def build(project: Path, **environment: str) -> Path:
     run(project, "setup.py", "build", "--build-lib", "built", **environment)
     return project / "built"
 
 
 def test_a_failed_compile_leaves_a_package_that_works_and_says_why(project: Path) -> None:
-    (project / "csrc/tensors.h").write_text("#error this does not compile\n")
+    (project / "csrc/common/tensors.h").write_text("#error this does not compile\n")
     built = build(project)
     assert not list(built.glob("r2r_kernels/_C*.so"))
     assert (built / "r2r_kernels/_C_missing.txt").read_text().startswith("compiling it failed: ")
@@ -109,10 +113,9 @@ def test_the_source_distribution_holds_csrc(project: Path) -> None:
     (archive,) = (project / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").iterdir()}
-    assert wanted | {"setup.py", "constraints.txt"} <= names
+    assert {f"csrc/{name}" for name in files(ROOT / "csrc")} | {"setup.py", "constraints.txt"} <= names
 
 
 def test_a_build_without_a_compiler_holds_csrc_too(project: Path) -> None:
     built = build(project, CXX="/none")
-    assert {p.name for p in (ROOT / "csrc").iterdir()} == {p.name for p in (built / "r2r_kernels/csrc").iterdir()}
+    assert files(ROOT / "csrc") == files(built / "r2r_kernels/csrc")

@@ -19,7 +19,7 @@
 #include <random>
 #include <type_traits>
 
-#include "tensors.h"
+#include "common/tensors.h"
 
 #define __CUDACC__
 #define __global__

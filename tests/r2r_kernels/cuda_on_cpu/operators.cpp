@@ -2,4 +2,4 @@
 #include "cuda.cuh"
 
 #define CUDA CPU
-#include "gated_conv_cuda.cu"
+#include "gated_conv.cu"

@@ -1,15 +1,20 @@
 // What the drivers need of tensors, on PyTorch's stable interface (torch >= 2.10).
+//
+// The operators are r2r_native's. Activations are contiguous, in NCHW or (channels_last) NHWC, float32 or bfloat16.
+// Parameters are contiguous and have the dtype of the activations. Statistics and gradients of parameters in sums are
+// float32. Results are written to the last arguments.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <memory>
 #include <vector>
 
-#include "kernels.h"
+#include "dispatch.h"
+#include "scratch.h"
+#include "tiling.h"
 
 namespace r2r {
 
@@ -25,16 +30,16 @@ Images<T> images(const Tensor& tensor, bool channels_last) {
   return {data<T>(tensor), tensor.size(1), tensor.size(2) * tensor.size(3), channels_last};
 }
 
-// Calls body with a null pointer to float or bfloat16.
+// Calls body<float>() or body<bfloat16>().
 template <class Body>
 void for_dtype(const Tensor& tensor, const Body& body) {
   using torch::headeronly::ScalarType;
   const ScalarType dtype = tensor.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, "float32 or bfloat16 only");
   if (dtype == ScalarType::Float) {
-    body(static_cast<float*>(nullptr));
+    body.template operator()<float>();
   } else {
-    body(static_cast<bfloat16*>(nullptr));
+    body.template operator()<bfloat16>();
   }
 }
 
@@ -44,26 +49,16 @@ void parallel(int64_t tasks, const Body& body) {
   if (tasks > 0) torch::stable::parallel_for(0, tasks, 1, body);
 }
 
-// This thread's scratch: aligned to a cache line, kept between calls because fresh pages cost more than the work in them.
-// Tasks take the first; what an operator holds while its tasks run is in the second.
-float* scratch(int64_t floats);
-float* shared_scratch(int64_t floats);
+// body(n, first, last) on PyTorch's threads: units [first, last) of image n, of `each` an image.
+template <class Body>
+void parallel_over_images(int64_t images, int64_t each, const Body& body) {
+  parallel(images * each, [&](int64_t begin, int64_t end) { for_images(begin, end, each, body); });
+}
 
-// Contiguous parameters as float32: where they are, or widened copies that live as long as this.
+// Contiguous parameters as float32: where they are, or widened copies that live as long as this object.
 class Floats {
  public:
-  const float* operator()(const Tensor& tensor) {
-    if (tensor.scalar_type() == torch::headeronly::ScalarType::Float) return data<float>(tensor);
-    copies_.push_back(std::unique_ptr<float[]>(new float[tensor.numel()]));
-    const bfloat16* from = data<bfloat16>(tensor);
-    float* to = copies_.back().get();
-    constexpr int64_t BLOCK = 65536;
-    const int64_t count = tensor.numel();
-    parallel((count + BLOCK - 1) / BLOCK, [&](int64_t begin, int64_t end) {
-      kernels(from).widen(from + begin * BLOCK, to + begin * BLOCK, std::min(end * BLOCK, count) - begin * BLOCK);
-    });
-    return to;
-  }
+  const float* operator()(const Tensor& tensor);
 
  private:
   std::vector<std::unique_ptr<float[]>> copies_;

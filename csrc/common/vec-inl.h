@@ -1,4 +1,4 @@
-// Vectors of floats, as wide as the instruction set that this is compiled for, on the compiler's own vector types.
+// Vectors of floats, as wide as the instruction set that this file is compiled for. They are the compiler's vector types.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,14 @@
 #include <immintrin.h>
 #endif
 
-#include "kernels.h"
+#include "dispatch.h"
+#include "scratch.h"
+#include "tiling.h"
 
 namespace r2r::R2R_ISA {
 
 #if defined(__AVX512F__)
-// All lanes: of intrinsics without a mask, GCC 12 warns that what they start from is not initialised.
+// A mask of all lanes. GCC 12 warns that the intrinsics without a mask read an uninitialised register.
 constexpr int ALL = -1;
 constexpr int WIDTH = 16;
 constexpr int ROWS = 14;  // output channels of a micro-kernel: ROWS x 2 accumulators
@@ -39,7 +41,7 @@ inline int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
-inline vec widen(half_vec bits) {  // of __builtin_convertvector, GCC 12 makes five instructions in place of one
+inline vec widen(half_vec bits) {  // GCC 12 compiles __builtin_convertvector to five instructions, the intrinsic to one
 #if defined(__AVX512F__)
   const uvec wide = (uvec)_mm512_maskz_cvtepu16_epi32(ALL, (__m256i)bits);
 #elif defined(__AVX2__)
@@ -63,7 +65,7 @@ inline half_vec narrow(vec value) {  // round to nearest even; a NaN stays one
 inline vec load(const float* p) {
   return *(const loose_vec*)p;
 }
-inline vec load_once(const float* p) {  // of a load that is used thrice and crosses lines, GCC 12 makes three
+inline vec load_once(const float* p) {  // a value used three times: GCC 12 would load it three times, across cache lines
   vec value = load(p);
 #if defined(__AVX512F__)
   __asm__("" : "+v"(value));
@@ -136,15 +138,17 @@ inline void store_upto(T* p, vec value, int64_t n) {
   }
 }
 
-// A line: values that are loaded and stored together, in the order that costs the least, where all that matters is what
-// meets in a lane. load_line gives vector v of it. With AVX-512 it is a line of the cache, on which p lies where it is
-// streamed, that is, written past the caches; after fence() others see it.
+// A line is LINE<T> values that are loaded and stored together. With AVX-512 it is a cache line, else one vector. load_line
+// gives its vector v. The vectors hold the values in the order that costs the fewest instructions ("line order"), which is
+// the same for all operands, so that elementwise arithmetic is right in it. The functions with `in_order` take values in
+// their usual order. stream_line is a streaming store: p must be aligned to a cache line, and others see the values after
+// fence().
 #if defined(__AVX512F__)
 template <class T>
 constexpr int LINE = 64 / sizeof(T);
 
-// Of each 128 bits of `even` and `odd`, half v of their values in turn: what one instruction does, if the compiler chooses
-// it. (GCC 12 takes the operands of its intrinsic through the stack.)
+// Interleaves half v of each 128 bits of `even` and `odd`. It is one instruction (vpunpck). The shuffle is written out
+// because GCC 12 passes the operands of the intrinsic through the stack.
 template <int v>
 inline vec interleave_halves(vec even, vec odd) {
   typedef uint16_t values __attribute__((vector_size(64)));
@@ -230,8 +234,8 @@ inline void fence() {
 #endif
 }
 
-// Two neighbouring values, channels of a pixel or pixels of a channel, as dot products of bfloat16 take them. A vector of
-// WIDTH pairs travels as a vec.
+// Two neighbouring values, as the dot-product instructions of bfloat16 take them: two channels of a pixel, or two pixels of
+// a channel. A vector of WIDTH pairs has the type vec.
 struct Pair {
   bfloat16 even;
   bfloat16 odd;
@@ -240,7 +244,7 @@ struct Pair {
 inline vec load(const Pair* p) {
   return *(const loose_vec*)p;
 }
-// A product takes floats, or pairs of bfloat16 where the processor has dot products of them.
+// Whether products of T take pairs: those of bfloat16 do, where the processor has the instructions.
 #if defined(__AVX512BF16__)
 template <class T>
 constexpr bool MULTIPLIES_PAIRS = std::is_same_v<T, bfloat16>;

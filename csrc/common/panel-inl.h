@@ -1,16 +1,16 @@
-// Panels: filling one from images of either memory format, writing one back, normalising it, and multiplying it.
+// Panels: loaded from images of either memory format, stored back, normalised, multiplied by matrices.
 #pragma once
 
-#include "vec.h"
+#include "vec-inl.h"
 
 namespace r2r::R2R_ISA {
 
 constexpr int STEPS = PANEL / WIDTH;
 
-// What a matrix product multiplies (F, below) is floats or pairs of channels. A panel of pairs is [channels / 2][PANEL], the
-// channels an even number; so is a row of a matrix as PyTorch keeps it.
+// A matrix product multiplies factors of type F: floats, or pairs of channels. A panel of pairs is [channels / 2][PANEL].
+// The number of channels is then even. A row of a matrix, as PyTorch keeps it, already is pairs.
 template <class F>
-constexpr int VALUES_OF = std::is_same_v<F, Pair> ? 2 : 1;
+constexpr int VALUES_OF = std::is_same_v<F, Pair> ? 2 : 1;  // values in a factor
 
 // Channel c + i of a panel at one step, c even.
 inline vec channel(const float* panel, int64_t c, int i) {
@@ -57,7 +57,7 @@ inline void transpose_rows(
 
 // Columns [0, count) of the panel from pixels [first, first + count) of an image; the other columns become 0.
 template <class T>
-inline void fill(const Images<const T>& x, int64_t n, int64_t first, int64_t count, float* panel) {
+inline void load_panel(const Images<const T>& x, int64_t n, int64_t first, int64_t count, float* panel) {
   const T* image = x.image(n);
   if (x.channels_last) {
     for (int64_t p = 0; p < PANEL; p += WIDTH) {
@@ -80,9 +80,9 @@ inline void fill(const Images<const T>& x, int64_t n, int64_t first, int64_t cou
 }
 
 #if defined(__AVX512BF16__)
-inline void fill(const Images<const bfloat16>& x, int64_t n, int64_t first, int64_t count, Pair* panel) {
+inline void load_panel(const Images<const bfloat16>& x, int64_t n, int64_t first, int64_t count, Pair* panel) {
   if (x.channels_last) {  // a row of pairs is moved as a row of floats
-    fill(Images<const float>{(const float*)x.data, x.channels / 2, x.pixels, true}, n, first, count, (float*)panel);
+    load_panel(Images<const float>{(const float*)x.data, x.channels / 2, x.pixels, true}, n, first, count, (float*)panel);
     return;
   }
   for (int64_t c = 0; c < x.channels; c += 2) {
@@ -96,7 +96,7 @@ inline void fill(const Images<const bfloat16>& x, int64_t n, int64_t first, int6
 #endif
 
 template <class T>
-inline void spill(const float* panel, const Images<T>& y, int64_t n, int64_t first, int64_t count) {
+inline void store_panel(const float* panel, const Images<T>& y, int64_t n, int64_t first, int64_t count) {
   T* image = y.image(n);
   if (y.channels_last) {
     for (int64_t p = 0; p < count; p += WIDTH) {
@@ -117,9 +117,9 @@ inline void spill(const float* panel, const Images<T>& y, int64_t n, int64_t fir
 }
 
 #if defined(__AVX512BF16__)
-inline void spill(const Pair* panel, const Images<bfloat16>& y, int64_t n, int64_t first, int64_t count) {
+inline void store_panel(const Pair* panel, const Images<bfloat16>& y, int64_t n, int64_t first, int64_t count) {
   if (y.channels_last) {
-    spill((const float*)panel, Images<float>{(float*)y.data, y.channels / 2, y.pixels, true}, n, first, count);
+    store_panel((const float*)panel, Images<float>{(float*)y.data, y.channels / 2, y.pixels, true}, n, first, count);
     return;
   }
   for (int64_t c = 0; c < y.channels; c += 2) {
@@ -180,7 +180,36 @@ inline void normalise(const From* from, To* to, int64_t channels, const float* w
   normalise(from, to, channels, weight, bias, mean, rstd);
 }
 
-// The heart: M rows of weights (the first M / 2 at `first`, the others at `second`) times V vectors of a panel.
+// The gradient of `normalise` for the first `count` pixels of a panel. dy becomes dx; x becomes the normalised x, z: dx =
+// rstd * (g - mean(g) - z * mean(g * z)) with g = dy * weight. dweight += dy * z and dbias += dy, both [channels, LANES].
+// Narrow vectors take the lanes in turn: then their chains of additions are no longer than those of wide vectors.
+inline void normalise_backward(
+    float* dy, float* x, int64_t channels, int64_t count, const float* weight, const vec (&mean)[STEPS],
+    const vec (&rstd)[STEPS], float* dweight, float* dbias) {
+  for (int s = 0; s * WIDTH < count; s++) {
+    vec mean_g{}, mean_gz{};
+    for (int64_t c = 0; c < channels; c++) {
+      float *d = dy + c * PANEL + s * WIDTH, *z = x + c * PANEL + s * WIDTH;
+      const vec normed = (load(z) - mean[s]) * rstd[s];
+      store(z, normed);
+      const int64_t lane = c * LANES + s * WIDTH % LANES;
+      store(dweight + lane, load(dweight + lane) + load(d) * normed);
+      store(dbias + lane, load(dbias + lane) + load(d));
+      const vec g = load(d) * weight[c];
+      store(d, g);
+      mean_g += g;
+      mean_gz += g * normed;
+    }
+    mean_g /= (float)channels;
+    mean_gz /= (float)channels;
+    for (int64_t c = 0; c < channels; c++) {
+      float *d = dy + c * PANEL + s * WIDTH, *z = x + c * PANEL + s * WIDTH;
+      store(d, rstd[s] * (load(d) - mean_g - load(z) * mean_gz));
+    }
+  }
+}
+
+// The micro-kernel: M rows of weights (the first M / 2 at `first`, the others at `second`) times V vectors of a panel.
 template <int M, int V, class F, class Epilogue>
 inline __attribute__((always_inline)) void multiply_rows(
     const F* first, const F* second, int64_t depth, const F* panel, const Epilogue& epilogue) {
@@ -225,6 +254,47 @@ inline void multiply_panel(
   if (s < STEPS && count > s * WIDTH) {
     multiply_pairs<ROWS / 2, 1>(pairs, first, second, depth, panel + s * WIDTH, [&](auto& sums) { epilogue(sums, s); });
   }
+}
+
+// Calls body(begin, end) for blocks of [0, count): about equal, at most `most` long, cut at multiples of `unit`.
+template <class Body>
+inline void for_blocks(int64_t count, int64_t most, int64_t unit, const Body& body) {
+  const int64_t units = (count + unit - 1) / unit, each = most / unit, number = (units + each - 1) / each;
+  for (int64_t i = 0; i < number; i++) {
+    body(units * i / number * unit, least(count, units * (i + 1) / number * unit));
+  }
+}
+
+// to = from + (weight @ x + bias) * scale, for the panels of `pixels` pixels, the weights of ROWS channels at a time.
+template <class F, class From, class To>
+inline void residual_convolution(
+    const F* weight, const float* bias, const float* scale, int64_t channels, const F* x, const From* from, To* to,
+    int64_t pixels) {
+  constexpr int UNIT = VALUES_OF<F>;
+  const int64_t depth = channels / UNIT;
+  for_blocks(channels, ROWS, UNIT, [&](int64_t c, int64_t end) {
+    const int64_t pairs = (end - c + 1) / 2, second = end - pairs;  // of an odd number, the middle one is computed twice
+    for (int64_t first = 0; first < pixels; first += PANEL) {
+      const From* before = from + first * channels / VALUES_OF<From>;
+      To* after = to + first * channels / VALUES_OF<To>;
+      multiply_panel(
+          pairs, weight + c * depth, weight + second * depth, depth, x + first * depth, pixels - first,
+          [&](auto& sums, int step) __attribute__((always_inline)) {
+            constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
+#pragma GCC unroll 16
+            for (int i = 0; i < M; i += UNIT) {
+              const int64_t o = i < M / 2 ? c + i : second + i - M / 2;
+#pragma GCC unroll 2
+              for (int v = 0; v < V; v++) {
+                const int64_t at = (step + v) * WIDTH;
+                put<UNIT>(after + at, o, [&](int j) __attribute__((always_inline)) {
+                  return channel(before + at, o, j) + (sums[i + j][v] + bias[o + j]) * scale[o + j];
+                });
+              }
+            }
+          });
+    }
+  });
 }
 
 }  // namespace r2r::R2R_ISA

@@ -1,6 +1,6 @@
-// What one element of the gated convolution means (R2R, section 3.4): z = grouped convolution of (x, prior) + bias,
-// gate = sigmoid(z), y = x + gate * (prior - x), and its gradients. Templates on the value's type: vectors of floats on a
-// CPU (gated_conv.h), a float on a GPU (gated_conv.cuh), where only the exponential differs.
+// One element of the gated convolution (R2R, section 3.4): z = grouped convolution of (x, prior) + bias, gate = sigmoid(z),
+// y = x + gate * (prior - x), and its gradients. A value is a vector of floats on a CPU, and a float on a GPU
+// (gated_conv.cuh). Only the exponential differs between them.
 //
 // A convolution of K x K has 2 K K taps a channel: those of x, then those of the prior.
 #pragma once
@@ -11,7 +11,7 @@
 #else
 #define R2R_INLINE inline __attribute__((always_inline))
 #define R2R_UNROLL _Pragma("GCC unroll 9")
-#include "vec.h"
+#include "common/vec-inl.h"
 #endif
 
 namespace r2r::R2R_ISA {
@@ -21,8 +21,8 @@ R2R_INLINE float exponential(float x) {
   return __expf(x);
 }
 #else
-// 2^t with t = x / ln(2): 2^floor(t) times a polynomial of what is left, whose relative error is 1e-7; that of t's rounding
-// is |x| times 6e-8. Of a sigmoid both are lost in the rounding of 1 + e^x. NaN stays.
+// 2^t with t = x / ln(2): 2^floor(t) times a polynomial of the fraction. The polynomial's relative error is 1e-7, the error
+// from rounding t is |x| times 6e-8. In a sigmoid both are lost in the rounding of 1 + e^x. NaN stays.
 R2R_INLINE vec exponential(vec x) {
   vec t = x * 1.44269504f;
 #if defined(__AVX512F__)
@@ -53,7 +53,7 @@ R2R_INLINE V sigmoid(V z) {
 }
 
 #if !defined(__CUDACC__)
-// The sigmoid where what follows is rounded to T: to bfloat16, 14 bits of it are enough, and take a fifth less time.
+// The sigmoid for a result of dtype T. For bfloat16, 14 bits of it are enough, and take a fifth less time.
 template <class T>
 R2R_INLINE vec gate_of(vec z) {
 #if defined(__AVX512F__)

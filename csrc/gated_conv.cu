@@ -1,6 +1,6 @@
 // Gated convolution on NVIDIA GPUs: which kernel of gated_conv.cuh is launched, on how many blocks.
 #include "gated_conv.cuh"
-#include "tensors.h"
+#include "common/tensors.h"
 
 namespace r2r::cuda {
 

@@ -1,10 +1,14 @@
-#include "operators.h"
+#include "gated_conv.h"
+
+#include <algorithm>
+
+#include "common/tensors.h"
 
 namespace r2r {
 
 namespace {
 
-constexpr int64_t LARGE = 16 << 20;  // bytes of a result that, with x, fills the caches before anyone reads it
+constexpr int64_t LARGE = 16 << 20;  // bytes; a larger result fills the caches before anyone reads it: streaming stores pay
 
 // Taps as the kernels want them: [C, 2 K K] for planes, [2 K K, C] for channels_last.
 class Taps {
@@ -26,7 +30,7 @@ class Taps {
   std::vector<float> turned_;
 };
 
-// Which places of the prior each of `out` places averages.
+// The windows of `in` places that each of `out` places averages.
 struct Resizing {
   std::vector<Window> windows;
   std::vector<int32_t> first;
@@ -41,17 +45,27 @@ struct Resizing {
   }
 };
 
-}  // namespace
-
 void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor y) {
-  for_dtype(x, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
+  for_dtype(x, [&]<class T>() {
     Floats floats;
     const int64_t kernel = weight.size(2), images = x.size(0);
     const Taps taps(floats(weight), x.size(1), 2 * kernel * kernel, channels_last);
     GatedConv<T> op{
-        data<const T>(x), data<const T>(prior), data<T>(y), taps.data(), floats(bias), x.size(1), x.size(2), x.size(3),
-        prior.size(2),    prior.size(3),        kernel,     nullptr,     nullptr,      nullptr,   false};
+        .x = data<const T>(x),
+        .prior = data<const T>(prior),
+        .y = data<T>(y),
+        .weight = taps.data(),
+        .bias = floats(bias),
+        .channels = x.size(1),
+        .height = x.size(2),
+        .width = x.size(3),
+        .prior_height = prior.size(2),
+        .prior_width = prior.size(3),
+        .kernel = kernel,
+        .rows = nullptr,
+        .first_columns = nullptr,
+        .last_columns = nullptr,
+        .streams = false};
     const Resizing down(op.prior_height, op.height), across(op.prior_width, op.width);
     if (op.prior_height != op.height || op.prior_width != op.width) {
       op.rows = down.windows.data();
@@ -59,28 +73,26 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
       op.last_columns = across.last.data();
     }
     const int64_t bytes = static_cast<int64_t>(sizeof(T)), row = (channels_last ? op.channels : op.width) * bytes;
-    const bool on_lines = row % 64 == 0 && reinterpret_cast<uintptr_t>(op.y) % 64 == 0;
-    op.streams = (on_lines || (kernel == 1 && !channels_last)) && y.numel() * bytes >= LARGE;
+    const bool whole_lines = row % 64 == 0 && reinterpret_cast<uintptr_t>(op.y) % 64 == 0;
+    op.streams = (whole_lines || (kernel == 1 && !channels_last)) && y.numel() * bytes >= LARGE;
     if (channels_last) {
       const bool narrow = kernel == 3 || op.rows;
       const int64_t columns = narrow ? std::min(op.width, gated_conv_columns(op.channels * bytes)) : op.width;
       const int64_t tiles = (op.width + columns - 1) / columns;
-      // A tile of 3x3 waits for its first rows, so tiles are as tall as leaves each thread a few of them.
+      // A tile of 3x3 waits for its first rows. So tiles are tall, but each thread has a few of them.
       const int64_t wanted = 4 * torch::stable::get_num_threads() / (images * tiles) + 1;
       const int64_t each = kernel == 1 ? STRIP : std::max(2 * STRIP, (op.height + wanted - 1) / wanted);
       const int64_t strips = (op.height + each - 1) / each;
       parallel(images * strips * tiles, [&](int64_t begin, int64_t end) {
-        float* memory = scratch(gated_conv_rows_scratch(op.channels, kernel, narrow ? columns : 0));
         for (int64_t i = begin; i < end; i++) {
           const int64_t top = i / tiles % strips * each, tile = i % tiles;
           const Tile place{top, std::min(op.height, top + each), op.width * tile / tiles, op.width * (tile + 1) / tiles};
-          kernels(tag).gated_conv_rows(op, i / tiles / strips, place, memory);
+          kernels<GatedConvKernels<T>>().rows(op, i / tiles / strips, place);
         }
       });
     } else {
       parallel(images * op.channels, [&](int64_t begin, int64_t end) {
-        float* memory = scratch(gated_conv_plane_scratch(op.width, op.prior_width));
-        for (int64_t i = begin; i < end; i++) kernels(tag).gated_conv_plane(op, i, memory);
+        for (int64_t i = begin; i < end; i++) kernels<GatedConvKernels<T>>().plane(op, i);
       });
     }
   });
@@ -89,41 +101,38 @@ void gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channel
 void gated_conv_backward(
     Tensor dy, Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor dx, Tensor dprior,
     Tensor dweight, Tensor dbias) {
-  for_dtype(x, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
+  for_dtype(x, [&]<class T>() {
     Floats floats;
     const int64_t kernel = weight.size(2), images = x.size(0), taps = 2 * kernel * kernel;
     const Taps turned(floats(weight), x.size(1), taps, channels_last);
     const GatedConvBackward<T> op{
-        data<const T>(dy),
-        data<const T>(x),
-        data<const T>(prior),
-        data<T>(dx),
-        data<T>(dprior),
-        turned.data(),
-        floats(bias),
-        x.size(1),
-        x.size(2),
-        x.size(3),
-        kernel};
+        .dy = data<const T>(dy),
+        .x = data<const T>(x),
+        .prior = data<const T>(prior),
+        .dx = data<T>(dx),
+        .dprior = data<T>(dprior),
+        .weight = turned.data(),
+        .bias = floats(bias),
+        .channels = x.size(1),
+        .height = x.size(2),
+        .width = x.size(3),
+        .kernel = kernel};
     // The sums of each task are kept and added in their order, so that two runs agree.
     const int64_t strips = channels_last ? (op.height + STRIP - 1) / STRIP : 1;
     const int64_t sums = taps + 1;
     std::vector<float> partial(images * strips * sums * op.channels);
     if (channels_last) {
       parallel(images * strips, [&](int64_t begin, int64_t end) {
-        float* memory = scratch(gated_conv_rows_backward_scratch(op.channels, op.width));
         for (int64_t i = begin; i < end; i++) {
           const int64_t top = i % strips * STRIP;
-          kernels(tag).gated_conv_rows_backward(
-              op, i / strips, top, std::min(op.height, top + STRIP), partial.data() + i * sums * op.channels, memory);
+          kernels<GatedConvKernels<T>>().rows_backward(
+              op, i / strips, top, std::min(op.height, top + STRIP), partial.data() + i * sums * op.channels);
         }
       });
     } else {
       parallel(images * op.channels, [&](int64_t begin, int64_t end) {
-        float* memory = scratch(gated_conv_plane_scratch(op.width, op.width));
         for (int64_t i = begin; i < end; i++) {
-          kernels(tag).gated_conv_plane_backward(op, i, partial.data() + i * sums, memory);
+          kernels<GatedConvKernels<T>>().plane_backward(op, i, partial.data() + i * sums);
         }
       });
     }
@@ -138,6 +147,20 @@ void gated_conv_backward(
       }
     }
   });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(r2r_native, m) {
+  m.def("gated_conv(Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, Tensor(a!) y) -> ()");
+  m.def(
+      "gated_conv_backward(Tensor dy, Tensor x, Tensor prior, Tensor weight, Tensor bias, bool channels_last, "
+      "Tensor(a!) dx, Tensor(b!) dprior, Tensor(c!) dweight, Tensor(d!) dbias) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(r2r_native, CPU, m) {
+  m.impl("gated_conv", TORCH_BOX(&gated_conv));
+  m.impl("gated_conv_backward", TORCH_BOX(&gated_conv_backward));
 }
 
 }  // namespace r2r

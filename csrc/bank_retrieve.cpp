@@ -1,7 +1,10 @@
+#include "bank_retrieve.h"
+
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "operators.h"
+#include "common/tensors.h"
 
 namespace r2r {
 
@@ -9,14 +12,15 @@ namespace {
 
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
-// As torch.nn.functional.normalize; double, as an error of a norm is one of all similarities, whose exponentials feel it.
+// As torch.nn.functional.normalize, in double: an error of a norm is an error of all its similarities, and the softmax takes
+// exponentials of these.
 double norm(float square) {
   return std::max(std::sqrt(static_cast<double>(square)), 1e-12);
 }
 
 enum Mode { HARD, MULTI, SOFT };
 
-// What is decided for one sample, from its similarities [tasks, slots]: they become weights, in place.
+// The choice of tasks and the weights of slots for one sample. Its similarities [tasks, slots] become weights in place.
 struct Selection {
   const int64_t* counts;
   int64_t tasks;
@@ -63,13 +67,11 @@ struct Selection {
   }
 };
 
-}  // namespace
-
+// taking [N, T]: which tasks take part; read where `given`, else written. weights [N, T, S] are written.
 void bank_retrieve(
-    Tensor query, Tensor keys, Tensor values, Tensor counts, double scale, bool told, int64_t mode, Tensor taking,
+    Tensor query, Tensor keys, Tensor values, Tensor counts, double scale, bool given, int64_t mode, Tensor taking,
     Tensor readout, Tensor scores, Tensor weights) {
-  for_dtype(query, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
+  for_dtype(query, [&]<class T>() {
     const int64_t number = query.size(0), tasks = keys.size(0), slots = keys.size(1);
     const int64_t depth = keys.numel() / std::max<int64_t>(1, tasks * slots), length = readout.numel() / number;
     const Selection selection{data<const int64_t>(counts), tasks, slots};
@@ -79,7 +81,7 @@ void bank_retrieve(
     for (int64_t n = 0; n < number; n++) {
       const T* own = queries + n * depth;
       float unused;
-      norms[n] = norm(kernels(tag).dot_products(own, depth, own, 1, &unused));
+      norms[n] = norm(kernels<BankRetrieveKernels<T>>().dot_products(own, depth, own, 1, &unused));
     }
 
     float* similarity = data<float>(weights);
@@ -88,7 +90,8 @@ void bank_retrieve(
       std::vector<float> dots(number);
       for (int64_t i = begin; i < end; i++) {
         if (i % slots >= selection.counts[i / slots]) continue;
-        const float square = kernels(tag).dot_products(all_keys + i * depth, depth, queries, number, dots.data());
+        const float square =
+            kernels<BankRetrieveKernels<T>>().dot_products(all_keys + i * depth, depth, queries, number, dots.data());
         const double factor = scale / norm(square);
         for (int64_t n = 0; n < number; n++) {
           similarity[n * tasks * slots + i] = static_cast<float>(factor * dots[n] / norms[n]);
@@ -100,11 +103,11 @@ void bank_retrieve(
     for (int64_t n = 0; n < number; n++) {
       float *own = similarity + n * tasks * slots, *own_scores = data<float>(scores) + n * tasks;
       selection.score(own, own_scores);
-      if (!told) selection.choose(own_scores, mode, part + n * tasks);
+      if (!given) selection.choose(own_scores, mode, part + n * tasks);
       selection.weigh(part + n * tasks, own);
     }
 
-    constexpr int64_t BLOCK = 4096;  // of the readout of all samples: a page of each slot at least
+    constexpr int64_t BLOCK = 4096;  // values of the readout that a task makes, for all samples; of a slot at least a page
     const T* all_values = data<const T>(values);
     T* out = data<T>(readout);
     parallel((length + BLOCK - 1) / BLOCK, [&](int64_t begin, int64_t end) {
@@ -122,16 +125,28 @@ void bank_retrieve(
             own_totals[count++] = totals.data() + n * BLOCK;
           }
           if (!count) continue;
-          kernels(tag).add_weighted(
+          kernels<BankRetrieveKernels<T>>().add_weighted(
               all_values + t * slots * length + first, length, selection.counts[t], valid, own_weights.data(),
               own_totals.data(), count);
         }
         for (int64_t n = 0; n < number; n++) {
-          kernels(tag).narrow(totals.data() + n * BLOCK, out + n * length + first, valid);
+          kernels<BankRetrieveKernels<T>>().narrow(totals.data() + n * BLOCK, out + n * length + first, valid);
         }
       }
     });
   });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(r2r_native, m) {
+  m.def(
+      "bank_retrieve(Tensor query, Tensor keys, Tensor values, Tensor counts, float scale, bool given, int mode, "
+      "Tensor(a!) taking, Tensor(b!) readout, Tensor(c!) scores, Tensor(d!) weights) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(r2r_native, CPU, m) {
+  m.impl("bank_retrieve", TORCH_BOX(&bank_retrieve));
 }
 
 }  // namespace r2r
