@@ -12,7 +12,7 @@ inline int64_t gradient_plane_floats(int64_t rows, int64_t columns) {
   return (rows + 4) * (columns + 4) + PANEL;
 }
 
-// Loads a tile and `around` pixels around it from `count` neighbouring planes of an image, of which `image` points at the
+// Loads a tile and `around` pixels around it from `count` neighbouring planes of an image. `image` points at the
 // first. The planes lie `size` apart. Outside of the image they are 0. `channels` is the number of channels of a
 // channels_last pixel.
 template <class T>

@@ -73,7 +73,7 @@ R2R_DECLARE_KERNELS(GatedConvKernels)
 // channels_last: columns of a tile for 3x3 and for resizing. With the columns beside it, a tile is whole groups of columns
 // that are read before the walk goes on to the next cache line of channels: streaming stores are a third slower with more
 // than 32 pixels open at a time. Six rows of x and of the prior, four that are read and two that are prefetched, take half
-// of a second-level cache of 1 MB, of which pages do not fill all parts alike.
+// of a second-level cache of 1 MB: pages do not fill all sets of a cache alike.
 constexpr int64_t GATED_CONV_GROUP = 16;
 static inline int64_t gated_conv_columns(int64_t pixel_bytes) {
   const int64_t groups = ((1 << 19) / 12 / pixel_bytes + 2) / GATED_CONV_GROUP;

@@ -9,7 +9,7 @@
 
 namespace r2r::R2R_ISA {
 
-// body(i, valid) for each vector of the values [begin, end), valid of which exist: a constant but for the last.
+// body(i, valid) for each vector of the values [begin, end). `valid` values of it exist: a constant but for the last vector.
 template <class Body>
 R2R_INLINE void for_vectors(int64_t begin, int64_t end, const Body& body) {
   int64_t i = begin;
@@ -18,7 +18,7 @@ R2R_INLINE void for_vectors(int64_t begin, int64_t end, const Body& body) {
 }
 
 // body<V>(i, valid) for the values [0, count). The first line begins after `head` values. A line is V vectors. The values
-// before and behind the lines come one vector at a time, of which `valid` values exist, in their usual order.
+// before and behind the lines come one vector at a time, in their usual order; `valid` values of such a vector exist.
 template <class T, class Body>
 R2R_INLINE void for_lines(int64_t head, int64_t count, const Body& body) {
   const auto single = [&](int64_t i, int64_t valid) R2R_ALWAYS { body.template operator()<1>(i, valid); };

@@ -92,7 +92,7 @@ namespace {
 
 void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor result) {
   if (x.numel() == 0) return;
-  // In NCHW gated lies in the result, whose pixels replace it as they are made.
+  // In NCHW gated lies in the memory of the result: a pixel of the result replaces it when it is made.
   const int64_t shape[] = {x.size(0), x.size(1), x.size(2), x.size(3)};
   const Tensor gated = channels_last ? torch::stable::new_empty(x, shape) : result;
   for_dtype(x, [&]<class T>() {

@@ -1,5 +1,5 @@
 // The Python module r2r_kernels._C: what the build was made with. Loading it registers the operators of the namespace
-// r2r_native, each of which its own file declares.
+// r2r_native. Each operator's own file declares it.
 #include <pybind11/pybind11.h>
 
 #include "common/dispatch.h"

@@ -6,8 +6,8 @@ namespace r2r {
 
 namespace {
 
-// Of a dict the same keys with the same objects in the same order, where an order that changed counts as a change; its
-// snapshot is a tuple (key, value, key, value, ...). Of a list, whose snapshot is a tuple, the same objects.
+// Whether a dict or a list holds the same objects as its snapshot. The snapshot of a dict is a tuple (key, value, key, value,
+// ...); another order of the keys counts as a change. The snapshot of a list is a tuple of its objects.
 bool same(PyObject* now, PyObject* snapshot) {
   if (!PyTuple_CheckExact(snapshot)) return false;
   const Py_ssize_t size = PyTuple_GET_SIZE(snapshot);
