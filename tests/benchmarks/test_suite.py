@@ -21,7 +21,9 @@ from r2r_kernels.triton import configs
 ROOT = Path(__file__).resolve().parents[2]
 
 
-COMMAND = [sys.executable, "-u", "-m", "pytest", "-p", "no:cacheprovider", "--quick", "--device", "cpu"]
+# With its own SIGINT: what a shell starts in the background ignores it, and so do its children.
+PYTEST = "import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(pytest.main())"
+COMMAND = [sys.executable, "-u", "-c", PYTEST, "-p", "no:cacheprovider", "--quick", "--device", "cpu"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}  # as on its own
 
 
