@@ -205,9 +205,9 @@ def _show_tables(console: Console, session: Session, rows: list[runs.Row]) -> No
 def _show_summary(console: Console, session: Session, rows: list[runs.Row]) -> None:
     """Ours against the best of the others; red where another was faster."""
     name = session.machine.get("name", "this machine")
-    table = Table(*runs.SUMMARY_COLUMNS, title=f"{name}", title_justify="left", box=None, pad_edge=False)
-    for row, line in runs.summary(rows):
-        table.add_row(*line, style="red" if row.vs_best_rival is not None and row.vs_best_rival < 1 else "")
+    table = Table(*runs.SUMMARY_COLUMNS, title=name, title_justify="left", box=None, pad_edge=False)
+    for slower, line in runs.summary(rows):
+        table.add_row(*line, style="red" if slower else "")
     console.print(table)
     for group, members in runs.by_group(runs.Run([], session.missing)):
         for rival, why in runs.reasons(members):

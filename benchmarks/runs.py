@@ -155,29 +155,24 @@ def headline(rows: Iterable[Row]) -> list[Row]:
 SUMMARY_COLUMNS = ("group", "case", "dtype", "ours", "best rival", "x best rival", "x eager", "of limit")
 
 
-def summary(rows: Sequence[Row]) -> list[tuple[Row, tuple[str, ...]]]:
-    """The rows of `headline`, each beside the fastest rival of its case, as the summary shows them."""
+def summary(rows: Sequence[Row]) -> list[tuple[bool, tuple[str, ...]]]:
+    """Of each case the fastest of ours beside the fastest rival: whether the rival is faster, and the cells."""
     rivals: dict[tuple[str, str, str], Row] = {}
-    for row in rows:
-        if not row.is_ours and (row.key[:3] not in rivals or row.median < rivals[row.key[:3]].median):
+    for row in sorted(rows, key=lambda row: row.median, reverse=True):
+        if not row.is_ours:
             rivals[row.key[:3]] = row
-    lines: list[tuple[Row, tuple[str, ...]]] = []
+    lines = []
     for row in headline(rows):
         rival = rivals.get(row.key[:3])
-        limit = f"{100 * row.floor / row.median:.0f} %" if row.floor else ""
-        lines.append(
-            (
-                row,
-                (
-                    *row.key[:3],
-                    f"{duration(row.median)} ({row.rival})",
-                    f"{duration(rival.median)} ({rival.rival})" if rival else "",
-                    _ratio(row.vs_best_rival),
-                    _ratio(row.vs_eager),
-                    limit,
-                ),
-            )
+        cells = (
+            *row.key[:3],
+            f"{duration(row.median)} ({row.rival})",
+            f"{duration(rival.median)} ({rival.rival})" if rival else "",
+            _ratio(row.vs_best_rival),
+            _ratio(row.vs_eager),
+            f"{100 * row.floor / row.median:.0f} %" if row.floor else "",
         )
+        lines.append((rival is not None and rival.median < row.median, cells))
     return lines
 
 

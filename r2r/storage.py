@@ -101,10 +101,12 @@ Location = Path | Address
 
 
 def location(name: str | Path | Address) -> Location:
-    """A path of the file system, or an address where there is a `://`."""
+    """An address where there is a scheme and `://`, else a path of the file system; one letter is a drive."""
     if isinstance(name, Address):
         return name
-    return Address(str(name).rstrip("/")) if _SEPARATOR in str(name) else Path(name)
+    scheme, separator, _ = str(name).partition(_SEPARATOR)
+    remote = bool(separator) and len(scheme) > 1 and scheme.isalnum()
+    return Address(str(name).rstrip("/")) if remote else Path(name)
 
 
 @lru_cache

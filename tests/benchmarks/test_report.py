@@ -53,6 +53,15 @@ def test_ratios_within_a_group() -> None:
     assert (ours.vs_best_rival, compiled.vs_best_rival) == (2, 1)
 
 
+def test_the_summary_holds_ours_against_the_best_rival() -> None:
+    (line,) = runs.summary(a_run().rows)
+    place = ("naf_block forward", "1 x 32 x 8 x 8", "float32")
+    assert line == (False, (*place, "1 ms (ours)", "2 ms (torch.compile)", "2.00", "4.00", "100 %"))
+    ((slower, cells),) = runs.summary(a_run(ours=2.5).rows)
+    assert slower
+    assert cells[3:6] == ("2.5 ms (ours)", "2 ms (torch.compile)", "0.80")
+
+
 def test_a_run_survives_saving(tmp_path: Path) -> None:
     assert runs.load(save(a_run(), tmp_path / "run.json")) == a_run()
 

@@ -348,8 +348,22 @@ def test_a_bad_task_and_an_empty_bank_are_told_before_any_work(tiny_model: R2R, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many photos went through the network together, each time that several did."""
+    counts: list[int] = []
+    original = restoration.restore_together
+
+    def counted(model: R2R, some: list[np.ndarray], *rest: Any) -> list[Any]:
+        counts.append(len(some))
+        return original(model, some, *rest)
+
+    monkeypatch.setattr(restoration, "restore_together", counted)
+    return counts
+
+
 def test_small_photos_of_one_size_go_through_the_network_together(
-    tiny_model: R2R, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: R2R, tmp_path: Path, together: list[int]
 ) -> None:
     """Each comes out as it does alone, and where the batch fails each is tried alone."""
     rng = np.random.default_rng(0)
@@ -357,16 +371,9 @@ def test_small_photos_of_one_size_go_through_the_network_together(
     for name, size in (("a", (24, 40)), ("b", (24, 40)), ("c", (24, 40)), ("d", (40, 24))):
         write_rgb(photos / f"{name}.png", rng.random((*size, 3), np.float32))
         restore_files(tiny_model, [photos / f"{name}.png"], tmp_path / f"alone-{name}")
-    batches: list[int] = []
-    together = restoration.restore_together
-
-    def counted(model: R2R, some: list[np.ndarray], *rest: Any) -> list[Any]:
-        batches.append(len(some))
-        return together(model, some, *rest)
-
-    monkeypatch.setattr(restoration, "restore_together", counted)
+    assert not together
     report = restore_files(tiny_model, [photos], tmp_path / "out")
-    assert batches == [3]
+    assert together == [3]
     assert [Path(one.input).stem for one in report.files] == ["a", "b", "c", "d"]
     for one in report.files:
         name = Path(one.output).name
@@ -376,14 +383,14 @@ def test_small_photos_of_one_size_go_through_the_network_together(
 
     with torch.no_grad():
         tiny_model.intro.weight.fill_(torch.nan)
-    batches.clear()
+    together.clear()
     report = restore_files(tiny_model, [photos], tmp_path / "broken")
-    assert batches == [3]
+    assert together == [3]
     assert [one.error is not None and "not finite" in one.error for one in report.files] == [True] * 4
 
 
 def test_what_is_done_again_goes_through_the_network_with_the_same_photos(
-    tiny_model: R2R, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: R2R, tmp_path: Path, together: list[int]
 ) -> None:
     """As a batch of another size may round in another way; what was done stays."""
     photos, out = tmp_path / "photos", tmp_path / "out"
@@ -393,20 +400,13 @@ def test_what_is_done_again_goes_through_the_network_with_the_same_photos(
     before = {path.name: path.read_bytes() for path in out.glob("*.png")}
     times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     inodes = {path.name: path.stat().st_ino for path in out.glob("*.png")}
-    batches: list[int] = []
-    together = restoration.restore_together
-
-    def counted(model: R2R, some: list[np.ndarray], *rest: Any) -> list[Any]:
-        batches.append(len(some))
-        return together(model, some, *rest)
-
-    monkeypatch.setattr(restoration, "restore_together", counted)
+    together.clear()
     (out / "03.png").unlink()
     (out / "05.png").unlink()
     seen: list[str] = []
     report = restore_files(tiny_model, [photos], out, progress=lambda one, total: seen.append(f"{one.output} {total}"))
     assert seen == [f"{out / name} 2" for name in ("03.png", "05.png")]
-    assert (batches, report.unchanged) == ([16], 18)
+    assert (together, report.unchanged) == ([16], 18)
     assert {path.name: path.read_bytes() for path in out.glob("*.png")} == before
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")} == times
     kept = {name: inode for name, inode in inodes.items() if name not in ("03.png", "05.png")}
