@@ -1,8 +1,8 @@
 """Turn saved runs into a table and plots: python -m benchmarks.report [RUN.json ...] [--out FOLDER]
 
 Without arguments, the newest run in .benchmarks/. Several files are pieces of one run (the last piece wins). Writes
-benchmarks/results/<machine>/: README.md, run.json (for compare.py) and plots. Refuses, with exit code 2, a run of code
-whose test suite did not pass on that device.
+benchmarks/results/<machine>/<kind>/: README.md, run.json (for compare.py) and plots. <kind> is full, everyday or quick.
+Refuses, with exit code 2, a run of code whose test suite did not pass on that device.
 """
 
 from __future__ import annotations
@@ -271,11 +271,11 @@ def main(argv: list[str] | None = None) -> int:
         prog="benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="*", type=Path, help="files of pytest-benchmark (.benchmarks/, --benchmark-json)")
-    parser.add_argument("--out", type=Path, help="folder to write; by default benchmarks/results/<machine>")
+    parser.add_argument("--out", type=Path, help="folder to write; by default benchmarks/results/<machine>/<kind>")
     given = parser.parse_args(argv)
     try:
         run = merge([load(path) for path in given.runs or [newest()]])
-        print(write(run, given.out or RESULTS / slug(run.machine["name"])))
+        print(write(run, given.out or RESULTS / slug(run.machine["name"]) / run.machine["effort"]))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

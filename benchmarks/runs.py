@@ -161,7 +161,7 @@ def summary(rows: Sequence[Row]) -> list[tuple[bool, tuple[str, ...]]]:
     for row in sorted(rows, key=lambda row: row.median, reverse=True):
         if not row.is_ours:
             rivals[row.key[:3]] = row
-    lines = []
+    lines: list[tuple[bool, tuple[str, ...]]] = []
     for row in headline(rows):
         rival = rivals.get(row.key[:3])
         cells = (

@@ -16,10 +16,10 @@
 
 namespace r2r::cuda {
 
-constexpr int THREADS = 256;  // of a block
+constexpr int THREADS = 256;  // threads of a block
 
-// PyTorch's current stream on the device of a tensor, which is the current device for as long as this lives. libtorch_cuda is
-// asked for it at run time, so that this library also loads into a PyTorch without CUDA.
+// PyTorch's current stream on the device of a tensor. That device is the current one during the lifetime of this object. The
+// function is looked up in libtorch_cuda at run time, so that this library also loads into a PyTorch without CUDA.
 class Stream {
  public:
   explicit Stream(const torch::stable::Tensor& tensor) : guard_(tensor.get_device_index()) {
@@ -34,7 +34,7 @@ class Stream {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
-  // Blocks of THREADS threads; kernels walk on where there are fewer than they ask for.
+  // Launches at most INT_MAX blocks of THREADS threads. Each kernel loops over its jobs with a stride of the grid.
   template <class... Parameters>
   void launch(void (*kernel)(Parameters...), int64_t blocks, const std::type_identity_t<Parameters>&... arguments) const {
     if (blocks == 0) return;

@@ -8,7 +8,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// Calls body with a null pointer to the type of the elements.
+// Calls body with a null pointer whose type names that of the elements.
 template <class Body>
 void for_elements(const Tensor& tensor, const Body& body) {
   const ScalarType dtype = tensor.scalar_type();
@@ -31,7 +31,8 @@ int64_t over(int64_t count, int64_t each) {
   return (count + each - 1) / each;
 }
 
-// Whether 16 bytes can be moved. A plane's ends that do not lie on them are moved apart, but for the tiles of 3x3.
+// Whether a kernel can load and store 16 bytes at a time. The 1x1 kernel for planes takes any width, as it handles the ends
+// of a plane apart.
 template <class T>
 bool wide(std::initializer_list<const void*> pointers, int64_t channels, int width, bool channels_last, int64_t kernel) {
   return on_16_bytes(pointers) && (channels_last ? channels % WIDE<T> == 0 : kernel == 1 || width % WIDE<T> == 0);

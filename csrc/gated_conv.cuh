@@ -1,11 +1,13 @@
-// Gated convolution on NVIDIA GPUs; gated_conv_element-inl.h has the arithmetic of an element.
+// Gated convolution on NVIDIA GPUs. gated_conv_element-inl.h has the arithmetic of an element.
 //
-// 1x1: streams. A thread moves 16 bytes at a time: neighbouring pixels of a plane, or (channels_last) neighbouring channels
-// of a pixel. What does not lie on 16 bytes is moved one element at a time: the ends of a plane, all of it where the
-// tensors' alignments differ. 3x3: a block stages a tile of x and of the prior as floats in shared memory. A prior of another
-// size is averaged where it is read. What is the same for all threads (whether 16 bytes can be moved, whether the prior is
-// resized) is asked at run time; a kernel is compiled for a dtype and, 3x3, for a layout. The gradients of weight and bias are
-// summed by each block for its fixed part, then over the parts in their order: two runs give the same bits.
+// The 1x1 kernels stream. A thread loads and stores 16 bytes at a time: neighbouring pixels of a plane, or neighbouring
+// channels of a pixel in channels_last. Elements at addresses that 16 does not divide are loaded and stored one by one: the
+// ends of a plane, or the whole plane where the tensors' alignments differ.
+// The 3x3 kernels stage a tile of x and of the prior as floats in shared memory.
+// A prior of another size is averaged where it is loaded.
+// Each kernel is compiled for a dtype; a 3x3 kernel also for a memory format. Whether 16 bytes can be loaded at once and
+// whether the prior is resized are conditions at run time: all threads take the same branch.
+// The gradients of weight and bias are deterministic. Each block sums a fixed part; add_parts sums the parts in a fixed order.
 #pragma once
 
 #include "gated_conv.h"
@@ -29,7 +31,7 @@ struct Forward {
   int width;
   int prior_height;
   int prior_width;
-  bool wide;  // 16 bytes can be moved
+  bool wide;  // load and store 16 bytes at a time
   bool resized;
 };
 
@@ -50,7 +52,8 @@ struct Backward {
   bool wide;
 };
 
-// The mean of the prior over the windows of (row, column); neighbouring elements of the prior are `step` apart.
+// to[e] = the mean of the prior over the pooling window of pixel (row, column). Neighbouring pixels of the prior are `step`
+// elements apart.
 template <int E, class T>
 __device__ __forceinline__ void load_resized(
     const T* prior, int row, int column, const Forward<T>& op, int64_t step, float (&to)[E]) {
@@ -72,10 +75,10 @@ __device__ __forceinline__ void load_resized(
 
 // -- 1x1, planes -------------------------------------------------------------------------------------------------------
 
-constexpr int CHUNK = 16384;  // pixels of a plane that a block makes
+constexpr int CHUNK = 16384;  // pixels of a plane that a block computes
 
-// body<E>(pixel) for this thread's share of pixels [begin, end) of the plane at `base`: E = 1 up to the first address on 16
-// bytes and after the last, all of them where not wide.
+// Calls body<E>(pixel) for this thread's pixels of [begin, end). `base` is the plane's address. Where `wide`, E is WIDE<T>
+// between the first and the last address that 16 divides. Elsewhere E is 1.
 template <class T, class Body>
 __device__ __forceinline__ void for_pixels(const T* base, int begin, int end, bool wide, const Body& body) {
   constexpr int E = WIDE<T>;
@@ -121,8 +124,8 @@ __global__ void __launch_bounds__(THREADS) planes_forward(const Forward<T> op) {
   }
 }
 
-// Sums values over the threads of a block that share threadIdx.x % GROUP, in a fixed order; the sums come to the first GROUP
-// threads.
+// Sums values over the threads of a block that share threadIdx.x % GROUP, in a fixed order. The first GROUP threads get the
+// sums.
 template <int COUNT, int GROUP>
 __device__ __forceinline__ void sum_block(float (&values)[COUNT]) {
   __shared__ float of_warps[THREADS / 32][COUNT][GROUP];
@@ -132,7 +135,7 @@ __device__ __forceinline__ void sum_block(float (&values)[COUNT]) {
 #pragma unroll
     for (int offset = 16; offset >= GROUP; offset /= 2) values[t] += __shfl_xor_sync(0xffffffff, values[t], offset);
   }
-  __syncthreads();  // the last use of of_warps is over
+  __syncthreads();  // of_warps has been read
   if (lane < GROUP) {
 #pragma unroll
     for (int t = 0; t < COUNT; t++) of_warps[warp][t][lane] = values[t];
@@ -147,7 +150,7 @@ __device__ __forceinline__ void sum_block(float (&values)[COUNT]) {
   }
 }
 
-// One element of the 1x1 backward: x and prior become their gradients, sums grows.
+// One element of the 1x1 backward. Replaces x and prior by their gradients. Adds to the gradients of the taps and the bias.
 __device__ __forceinline__ void pixel_backward(
     float dy, float& x, float& prior, float of_x, float of_prior, float bias, float (&sums)[3]) {
   const float gate = sigmoid(bias + of_x * x + of_prior * prior), dz = gate_gradient(dy, x, prior, gate);
@@ -189,9 +192,9 @@ __global__ void __launch_bounds__(THREADS) planes_backward(const Backward<T> op)
 
 // -- 1x1, channels_last ------------------------------------------------------------------------------------------------
 
-constexpr int PIXELS = 8;     // that a thread makes, with the same channels
-constexpr int PACKS = 32;     // of channels, side by side in a block
-constexpr int STRETCH = 256;  // pixels that a block of the backward sums
+constexpr int PIXELS = 8;     // pixels of a thread
+constexpr int PACKS = 32;     // packs of channels of a block
+constexpr int STRETCH = 256;  // pixels over which a block of the backward sums
 
 template <int E, class T>
 __device__ __forceinline__ void load_taps(
@@ -287,14 +290,14 @@ __global__ void __launch_bounds__(THREADS) rows_backward(const Backward<T> op) {
 
 // -- 3x3 ---------------------------------------------------------------------------------------------------------------
 
-// What a block makes: HEIGHT x WIDTH pixels of CHANNELS channels; in shared memory channels vary fastest.
+// What a block computes: HEIGHT x WIDTH pixels of CHANNELS channels. In shared memory channels vary fastest.
 template <bool LAST>
 struct Tile {
   static constexpr int HEIGHT = LAST ? 8 : 16;
   static constexpr int WIDTH = LAST ? 8 : 64;
   static constexpr int CHANNELS = LAST ? 16 : 1;
 
-  // Staged with `halo` more pixels on each side.
+  // The number of elements with `halo` more pixels on each side.
   static __host__ __device__ constexpr int size(int halo) {
     return (HEIGHT + 2 * halo) * (WIDTH + 2 * halo) * CHANNELS;
   }
@@ -317,7 +320,7 @@ struct Tile {
   __device__ Tile(int64_t job, int64_t channels, int height, int width) {
     const int64_t groups = (channels + CHANNELS - 1) / CHANNELS, tiles = parts(height, width);
     const int across = (width + WIDTH - 1) / WIDTH;
-    // Channels of a pixel lie together, pixels of a plane lie together: what is near in memory runs together.
+    // Consecutive jobs are neighbours in memory: groups of channels in channels_last, tiles of a plane otherwise.
     const int64_t group = LAST ? job % groups : job / tiles % groups;
     const int tile = static_cast<int>(LAST ? job / groups % tiles : job % tiles);
     image = job / groups / tiles;
@@ -328,14 +331,14 @@ struct Tile {
   }
 };
 
-// Where element (row, column) of a channel lies in an image.
+// The offset of element (row, column) of a channel in an image.
 template <bool LAST>
 __device__ __forceinline__ int64_t position(int64_t channels, int64_t channel, int height, int width, int row, int column) {
   const int64_t pixel = static_cast<int64_t>(row) * width + column;
   return LAST ? pixel * channels + channel : channel * height * width + pixel;
 }
 
-// Stages a tile of an image with its halo; zero outside of the image. read<E>(row, column, channel, to) gives E elements.
+// Stages a tile of an image with its halo, zero outside of the image. read<E>(row, column, channel, to) loads E elements.
 template <class T, int HALO, bool LAST, class Read>
 __device__ __forceinline__ void stage(
     const Tile<LAST>& tile, int64_t channels, int height, int width, bool wide, float* to, const Read& read) {
@@ -370,7 +373,7 @@ __device__ __forceinline__ void stage(
   }
 }
 
-// Writes a tile without a halo.
+// Stores a staged tile without a halo.
 template <bool LAST, class T>
 __device__ __forceinline__ void unstage(
     const Tile<LAST>& tile, int64_t channels, int height, int width, bool wide, const float* from, T* image) {
@@ -389,7 +392,7 @@ __device__ __forceinline__ void unstage(
   });
 }
 
-// The taps of this thread's channel: of x, then of the prior.
+// Loads the taps of a channel: 9 of x, then 9 of the prior. Zero beyond the last channel.
 template <class T>
 __device__ __forceinline__ void load_kernel(const T* weight, int64_t channel, int64_t channels, float (&taps)[18]) {
 #pragma unroll
@@ -416,7 +419,7 @@ __global__ void __launch_bounds__(THREADS, 2) window_forward(const Forward<T> op
   for (int64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
     const Shape tile(job, op.channels, op.height, op.width);
     const int64_t image = tile.image * op.channels * area;
-    __syncthreads();  // the last tile is written
+    __syncthreads();  // the previous tile has been stored
     const auto read_x = [&]<int COUNT>(int r, int c, int64_t channel, float (&to)[COUNT]) {
       load(op.x + image + position<LAST>(op.channels, channel, op.height, op.width, r, c), to);
     };
@@ -468,7 +471,7 @@ __global__ void __launch_bounds__(THREADS, 2) window_backward(const Backward<T> 
         load(from + image + position<LAST>(op.channels, channel, op.height, op.width, r, c), to);
       };
     };
-    __syncthreads();  // the last tile is written
+    __syncthreads();  // the previous tile has been stored
     stage<T, 2>(tile, op.channels, op.height, op.width, op.wide, x, reader(op.x));
     stage<T, 2>(tile, op.channels, op.height, op.width, op.wide, prior, reader(op.prior));
     stage<T, 1>(tile, op.channels, op.height, op.width, op.wide, gate, reader(op.dy));
@@ -477,7 +480,7 @@ __global__ void __launch_bounds__(THREADS, 2) window_backward(const Backward<T> 
     float taps[18];
     load_kernel(op.weight, channel, op.channels, taps);
     const float bias = channel < op.channels ? widen(op.bias[channel]) : 0.0f;
-    float direct[(Shape::size(0) + THREADS - 1) / THREADS];  // dy of the pixels that this thread makes
+    float direct[(Shape::size(0) + THREADS - 1) / THREADS];  // dy of this thread's pixels
 #pragma unroll
     for (int n = 0; n < Shape::size(0) / THREADS; n++) {
       const int pixel = (threadIdx.x + n * THREADS) / Shape::CHANNELS;
@@ -521,7 +524,7 @@ __global__ void __launch_bounds__(THREADS, 2) window_backward(const Backward<T> 
       gate[threadIdx.x + n * THREADS] = dx[n];
       dz[threadIdx.x + n * THREADS] = dprior[n];
     }
-    sum_block<19, Shape::CHANNELS>(sums);  // waits for all threads
+    sum_block<19, Shape::CHANNELS>(sums);  // synchronises the block, so gate and dz are complete
     unstage(tile, op.channels, op.height, op.width, op.wide, gate, op.dx + image);
     unstage(tile, op.channels, op.height, op.width, op.wide, dz, op.dprior + image);
     if (threadIdx.x < Shape::CHANNELS && channel < op.channels) {
@@ -530,10 +533,10 @@ __global__ void __launch_bounds__(THREADS, 2) window_backward(const Backward<T> 
   }
 }
 
-constexpr int COLUMNS = 8;  // neighbouring sums that a block adds up: 32 bytes of each part
+constexpr int COLUMNS = 8;  // neighbouring sums of a block: 32 bytes of each part
 
-// dweight [channels, sums - 1] and dbias [channels]: partial [parts, sums, channels] added up over the parts. Every thread
-// adds each 32nd part, then those sums are added: the order is fixed, and no thread waits for thousands of loads in turn.
+// Sums partial [parts, sums, channels] over the parts, to dweight [channels, sums - 1] and dbias [channels]. A thread sums
+// every 32nd part; one thread then sums those sums. The order is fixed, and the loads of a sum are spread over 32 threads.
 __global__ void __launch_bounds__(THREADS)
     add_parts(const float* partial, int64_t parts, int sums, int64_t channels, float* dweight, float* dbias) {
   constexpr int LANES = THREADS / COLUMNS;
@@ -548,7 +551,7 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll 8
       for (int64_t part = lane; part < parts; part += LANES) total += partial[part * count + i];
     }
-    __syncthreads();  // the last sums are read
+    __syncthreads();  // the previous sums have been read
     of_lanes[lane][column] = total;
     __syncthreads();
     if (lane == 0 && i < count) {

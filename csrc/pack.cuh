@@ -1,4 +1,4 @@
-// Elements of float32, float16 and bfloat16 as floats, and packs of them that move together.
+// Loads and stores packs of float32, float16 or bfloat16 elements as floats.
 #pragma once
 
 #include <type_traits>
@@ -47,9 +47,9 @@ __device__ __forceinline__ void store(T* to, const float (&from)[E]) {
 }
 
 template <class T>
-constexpr int WIDE = 16 / sizeof(T);  // elements of 16 bytes
+constexpr int WIDE = 16 / sizeof(T);  // elements in 16 bytes
 
-// body<elements to move at a time>().
+// Calls body<number of elements to load at a time>().
 template <class T, class Body>
 __device__ __forceinline__ void for_width(bool wide, const Body& body) {
   if (wide) {
