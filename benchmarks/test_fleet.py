@@ -25,7 +25,7 @@ from r2r.restoration import Settings, restore_files
 TASK = "denoise"  # all photos go through the network and are written
 
 
-@pytest.mark.grid(quick={"photos": [(16, 128, 128)]}, full={"photos": [(200, 1024, 1024)]})
+@pytest.mark.grid(quick={"photos": [(16, 128, 128)]}, full={"photos": [(64, 1024, 1024)]})
 def test_fleet(race: Race, photos: tuple[int, int, int], device: torch.device, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="a fleet needs Ray")
     from r2r.fleet import Fleet, connected
