@@ -7,6 +7,7 @@ tools take them: environment variables and files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from r2r.errors import InputError
 
 _SEPARATOR = "://"
+_SCHEME = re.compile(rf"[a-z][a-z0-9+.-]+{_SEPARATOR}", re.IGNORECASE)
 
 
 class Stat(NamedTuple):
@@ -104,9 +106,7 @@ def location(name: str | Path | Address) -> Location:
     """An address where there is a scheme and `://`, else a path of the file system; one letter is a drive."""
     if isinstance(name, Address):
         return name
-    scheme, separator, _ = str(name).partition(_SEPARATOR)
-    remote = bool(separator) and len(scheme) > 1 and scheme.isalnum()
-    return Address(str(name).rstrip("/")) if remote else Path(name)
+    return Address(str(name).rstrip("/")) if _SCHEME.match(str(name)) else Path(name)
 
 
 @lru_cache

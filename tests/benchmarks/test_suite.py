@@ -97,21 +97,6 @@ def test_eager_of_few_digits_is_not_the_measure() -> None:
     assert "answers" not in done.stdout
 
 
-@pytest.mark.parametrize("name", ["onnx_runtime", "openvino"])
-def test_other_runtimes_answer_as_the_model(
-    tiny_model: R2R, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    for package in ("onnx", "onnxscript", name.replace("_", "")):
-        pytest.importorskip(package)
-    monkeypatch.setattr(runtimes, "FOLDER", tmp_path)
-    lq = torch.rand(1, 3, 48, 40)
-    for _ in range(2):  # the second time from the file that the first has left
-        ((_, call),) = getattr(runtimes, name)(lambda: tiny_model, "tiny", lq, torch.float32).phases.items()
-        with torch.no_grad():
-            torch.testing.assert_close(call(), tiny_model(lq), atol=1e-5, rtol=0)
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 def test_a_runtime_without_bfloat16_says_so(tiny_model: R2R) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(Unavailable, match="no bfloat16"):

@@ -9,7 +9,9 @@ import pytest
 from r2r.storage import Address, location
 
 
-@pytest.mark.parametrize("name", ["s3://bucket/a.jpg", "gs://bucket/photos/", "abfss://container@account/a b.png"])
+@pytest.mark.parametrize(
+    "name", ["s3://bucket/a.jpg", "gs://bucket/photos/", "abfss://container@account/a b.png", "a-b+c://x"]
+)
 def test_a_scheme_makes_an_address(name: str) -> None:
     found = location(name)
     assert isinstance(found, Address)
