@@ -82,9 +82,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     refusal = stamp.refusal(stamp.read(config), code, stamp.device_name())
     device = torch.device(config.getoption("device"))
     config.stash[_SESSION] = Session(device, effort, config.getoption("time_limit"), code, refusal)
-    if (
-        effort is FULL
-    ):  # "first call" holds all of the compiling, and no file that a killed run left half-written is met
+    if effort is FULL:
+        # "First call" then includes all compiling, and no half-written file of a killed run is found.
         cache = tempfile.TemporaryDirectory(prefix="r2r-benchmarks-")
         config.add_cleanup(cache.cleanup)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache.name
