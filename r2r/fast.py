@@ -15,7 +15,10 @@ class R2R(model.R2R):
 
     eager = False
 
-    def freeze(self, dtype: torch.dtype = torch.bfloat16) -> FrozenR2R:
-        """The inference form, a copy that computes in `dtype` (float32, bfloat16 or float16) on the device the model is
-        on; see `FrozenR2R`. Raises ValueError for other dtypes, InputError where the bank is empty."""
+    def freeze(self, dtype: torch.dtype | None = None) -> FrozenR2R:
+        """The inference form, a copy that computes in `dtype` on the device the model is on; see `FrozenR2R`.
+
+        dtype: float32, bfloat16 or float16; None is bfloat16 on a GPU and float32 elsewhere. Raises ValueError for
+        other dtypes, InputError where the bank is empty.
+        """
         return FrozenR2R(self, dtype)

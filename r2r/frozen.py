@@ -25,8 +25,9 @@ MOST_PIXELS = 2**20
 class FrozenR2R(R2R):
     """A copy of a model that only restores: `restore`, `forward`, and the parts `encode`, `query`, `match`, `decode`.
 
-    Network in `dtype`, laid out channels_last; bank and retrieval in float32, keys at unit length, so that matching is
-    as exact as the query. No amalgamator. Images of any float dtype come back in the wider of theirs and `dtype`.
+    Network in `dtype`, by default bfloat16 on a GPU and float32 elsewhere, laid out channels_last; bank and retrieval
+    in float32, keys at unit length, so that matching is as exact as the query. No amalgamator. Images of any float
+    dtype come back in the wider of theirs and `dtype`.
 
     On a GPU, norms, beta and gamma of each NAF block are folded into its convolutions, and images of a shape and layout
     that was seen before are restored by replaying a CUDA graph (at most 8 of them, least recently used dropped first,
@@ -35,7 +36,9 @@ class FrozenR2R(R2R):
 
     eager = False
 
-    def __init__(self, model: R2R, dtype: torch.dtype) -> None:
+    def __init__(self, model: R2R, dtype: torch.dtype | None = None) -> None:
+        if dtype is None:  # a CPU without instructions for bfloat16 takes several times as long in it
+            dtype = torch.bfloat16 if device_of(model).type == "cuda" else torch.float32
         if dtype not in DTYPES:
             raise ValueError(f"a model is frozen in float32, bfloat16 or float16, got {dtype}")
         model._check_bank()
@@ -91,7 +94,7 @@ def inference_form(model: R2R) -> R2R:
     """The form that restores fastest on the model's device; an eager model, the reference, stays what it is."""
     if model.eager or isinstance(model, FrozenR2R):
         return model
-    return FrozenR2R(model, torch.bfloat16 if device_of(model).type == "cuda" else torch.float32)
+    return FrozenR2R(model)
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -79,7 +79,7 @@ def test_bfloat16_costs_less_than_a_hundredth_of_a_decibel(shared: Path) -> None
     """Real photos with noise, restored by a small model that was trained for 120 steps to remove it."""
     with torch.enable_grad():
         model = denoiser(shared / "data" / "train" / "clean")
-    frozen = model.freeze()
+    frozen = model.freeze(torch.bfloat16)
     results: dict[str, list[float]] = {"input": [], "model": [], "frozen": []}
     for path in image_files(shared / "data" / "test" / "denoise" / "clean")[:8]:
         hq = torch.from_numpy(read_rgb(path)[:320, :320].transpose(2, 0, 1).copy())[None]
@@ -201,6 +201,11 @@ def test_what_it_is_not_for_is_named(model: fast.R2R, tmp_path: Path) -> None:
         frozen.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match="freeze the model there"):
         torch.ops.r2r.naf_block_folded(torch.rand(1, 4, 5, 6), [torch.rand(4)] * 12, 1e-6)
+
+
+def test_on_a_cpu_it_is_float32_unless_told(model: fast.R2R) -> None:
+    assert {one.dtype for one in model.freeze().parameters()} == {torch.float32}
+    assert model.freeze(torch.bfloat16).intro.weight.dtype == torch.bfloat16
 
 
 def test_a_copy_is_a_model_of_its_own(model: fast.R2R) -> None:
