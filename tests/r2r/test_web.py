@@ -130,12 +130,11 @@ def drop(page: Any, *files: Path) -> None:
 
 def restore(page: Any) -> str:
     """Restores, and gives what the page says at the end."""
-    said = page.locator("#status").inner_text()
+    # What an earlier job said may have the same words, and stays until "Waiting for its turn." takes its place.
+    page.eval_on_selector_all("#status p", "said => said.forEach(one => one.classList.add('earlier'))")
     page.get_by_role("button", name="Restore").click()
-    # An earlier job's end has the same words; "Waiting for its turn." comes between.
-    page.wait_for_function("said => document.querySelector('#status').innerText !== said", arg=said)
-    status = page.locator("#status")
-    status.get_by_text("failed.").or_(status.get_by_role("alert")).first.wait_for()
+    said = page.locator("#status p:not(.earlier)")
+    said.filter(has_text="failed.").or_(said.and_(page.get_by_role("alert"))).first.wait_for()
     return page.locator("#status").inner_text()
 
 
