@@ -38,7 +38,9 @@ if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = "-mavx2 -mfma"
     INSTRUCTION_SETS["avx512"] = "-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
     INSTRUCTION_SETS["avx512_bf16"] = INSTRUCTION_SETS["avx512"] + " -mavx512bf16"
-FLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi"
+# Code hoisting makes products that two branches share before the branch, more of them than there are registers.
+FLAGS = "-std=c++20 -O3 -fno-code-hoisting -fno-math-errno -fno-trapping-math -fPIC -fvisibility=hidden"
+FLAGS += " -Wall -Wextra -Wno-psabi"
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # the stable interface of torch 2.10
 CUDA_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")  # as far as nvcc knows them, the last also as PTX
 JOB_BYTES = 2 << 30  # memory that one compiler may take

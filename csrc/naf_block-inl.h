@@ -71,19 +71,18 @@ void make_gated(
   for_blocks(end - begin, ROWS / 2, 1, [&](int64_t from, int64_t to) {
     const int64_t c = begin + from, pairs = to - from;
     float* inside = planes + (tile.top == 0 ? columns : 0);
-    for (int64_t first = 0; first < pixels; first += PANEL) {
-      multiply_panel(
-          pairs, conv1 + c * depth, conv1 + (channels + c) * depth, depth, normed + first * depth, pixels - first,
-          [&](auto& hidden, int step) __attribute__((always_inline)) {
-            constexpr int M = sizeof(hidden) / sizeof(hidden[0]), V = sizeof(hidden[0]) / sizeof(vec);
-#pragma GCC unroll 16
-            for (int i = 0; i < M; i++) {
-              const float bias = w[CONV1_BIAS][i < M / 2 ? c + i : channels + c + i - M / 2];
-#pragma GCC unroll 2
-              for (int v = 0; v < V; v++) store(inside + i * size + first + (step + v) * WIDTH, hidden[i][v] + bias);
-            }
+    const float *bias_a = w[CONV1_BIAS] + c, *bias_b = bias_a + channels;
+    multiply(
+        pairs, conv1 + c * depth, conv1 + (channels + c) * depth, depth, normed, pixels,
+        [=](auto& hidden, int64_t pixel) __attribute__((always_inline)) {
+          constexpr int M = sizeof(hidden) / sizeof(hidden[0]), V = sizeof(hidden[0]) / sizeof(vec);
+          unrolled<M>([&](auto i) __attribute__((always_inline)) {
+            const float bias = i < M / 2 ? bias_a[i] : bias_b[i - M / 2];
+            unrolled<V>([&](auto v) __attribute__((always_inline)) {
+              store(inside + i * size + pixel + v * WIDTH, hidden[i][v] + bias);
+            });
           });
-    }
+        });
     for (int64_t i = 0; i < 2 * pairs; i++) {  // conv2 pads conv1's output with zeros
       float* plane = planes + i * size;
       if (tile.top == 0) __builtin_memset(plane, 0, columns * sizeof(float));
@@ -130,17 +129,17 @@ void local_attention(const LocalAttention<T>& op, int64_t n, int64_t begin, int6
     load_panel(before, n, first, count, gated);
     for_blocks(channels, ROWS, 1, [&](int64_t c, int64_t stop) {
       const int64_t pairs = (stop - c + 1) / 2, second = stop - pairs;  // of an odd number, the middle one is computed twice
-      multiply_panel(
+      multiply(
           pairs, op.weight + c * channels, op.weight + second * channels, channels, mean, count,
-          [&](auto& sums, int step) __attribute__((always_inline)) {
+          [=, bias = op.bias](auto& sums, int64_t pixel) __attribute__((always_inline)) {
             constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
-            for (int m = 0; m < M; m++) {
+            unrolled<M>([&](auto m) __attribute__((always_inline)) {
               const int64_t o = m < M / 2 ? c + m : second + m - M / 2;
-              for (int v = 0; v < V; v++) {
-                const int64_t at = o * PANEL + (step + v) * WIDTH;
-                store(attended + at, load(gated + at) * (sums[m][v] + op.bias[o]));
-              }
-            }
+              unrolled<V>([&](auto v) __attribute__((always_inline)) {
+                const int64_t at = o * PANEL + pixel + v * WIDTH;
+                store(attended + at, load(gated + at) * (sums[m][v] + bias[o]));
+              });
+            });
           });
     });
     store_panel(attended, op.gated, n, first, count);
@@ -172,25 +171,23 @@ inline void gate_of_conv4(const F* conv4, const float* bias, int64_t channels, c
   constexpr int UNIT = VALUES_OF<F>;
   const int64_t depth = channels / UNIT;
   for_blocks(channels, ROWS / 2, UNIT, [&](int64_t c, int64_t stop) {
-    for (int64_t first = 0; first < pixels; first += PANEL) {
-      multiply_panel(
-          stop - c, conv4 + c * depth, conv4 + (channels + c) * depth, depth, normed + first * depth, pixels - first,
-          [&](auto& sums, int step) __attribute__((always_inline)) {
-            constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
-            if constexpr (M / 2 % UNIT == 0) {
-#pragma GCC unroll 8
-              for (int j = 0; j < M / 2; j += UNIT) {
-#pragma GCC unroll 2
-                for (int v = 0; v < V; v++) {
-                  put<UNIT>(gated + first * depth + (step + v) * WIDTH, c + j, [&](int i) __attribute__((always_inline)) {
-                    const vec a = sums[j + i][v] + bias[c + j + i];
-                    return a * (sums[M / 2 + j + i][v] + bias[channels + c + j + i]);
-                  });
-                }
-              }
-            }
-          });
-    }
+    const float *bias_a = bias + c, *bias_b = bias_a + channels;
+    multiply(
+        stop - c, conv4 + c * depth, conv4 + (channels + c) * depth, depth, normed, pixels,
+        [=](auto& sums, int64_t pixel) __attribute__((always_inline)) {
+          constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
+          if constexpr (M / 2 % UNIT == 0) {
+            F* to = gated + pixel / PANEL * PANEL * depth + pixel % PANEL;
+            unrolled<M / 2 / UNIT>([&](auto unit) __attribute__((always_inline)) {
+              constexpr int j = unit * UNIT;
+              unrolled<V>([&](auto v) __attribute__((always_inline)) {
+                put<UNIT>(to + v * WIDTH, c + j, [&](int i) __attribute__((always_inline)) {
+                  return (sums[j + i][v] + bias_a[j + i]) * (sums[M / 2 + j + i][v] + bias_b[j + i]);
+                });
+              });
+            });
+          }
+        });
   });
 }
 

@@ -12,22 +12,18 @@ namespace r2r::R2R_ISA {
 template <class F, class Epilogue>
 inline void multiply_panels(
     const F* weight, int64_t rows, int64_t depth, const F* x, int64_t pixels, const Epilogue& epilogue) {
-  for_blocks(rows, ROWS, 1, [&](int64_t r, int64_t end) {
+  for_blocks(rows, ROWS, 2, [&](int64_t r, int64_t end) {
     const int64_t pairs = (end - r + 1) / 2, second = end - pairs;  // of an odd number, the middle one is computed twice
-    for (int64_t first = 0; first < pixels; first += PANEL) {
-      multiply_panel(
-          pairs, weight + r * depth, weight + second * depth, depth, x + first * depth, pixels - first,
-          [&](auto& sums, int step) __attribute__((always_inline)) {
-            constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
-#pragma GCC unroll 16
-            for (int i = 0; i < M; i++) {
-              if (i == M / 2 && second < r + M / 2) continue;
-              const int64_t row = i < M / 2 ? r + i : second + i - M / 2;
-#pragma GCC unroll 2
-              for (int v = 0; v < V; v++) epilogue(row, first + (step + v) * WIDTH, sums[i][v]);
-            }
+    multiply(
+        pairs, weight + r * depth, weight + second * depth, depth, x, pixels,
+        [=](auto& sums, int64_t pixel) __attribute__((always_inline)) {
+          constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
+          unrolled<M>([&](auto i) __attribute__((always_inline)) {
+            if (i == M / 2 && second < r + M / 2) return;
+            const int64_t row = i < M / 2 ? r + i : second + i - M / 2;
+            unrolled<V>([&](auto v) __attribute__((always_inline)) { epilogue(row, pixel + v * WIDTH, sums[i][v]); });
           });
-    }
+        });
   });
 }
 
@@ -47,7 +43,13 @@ inline void load_panels(const Images<const T>& x, int64_t n, int64_t start, int6
   }
   for (int64_t c = 0; c < x.channels; c++) {
     const T* plane = x.image(n) + c * x.pixels + start;
-    for (int64_t p = 0; p < pixels; p += WIDTH) store(panels + place(c, x.channels, p), load(plane + p));
+    for (int64_t p = 0; p < pixels; p += PANEL) {
+      float* to = panels + place(c, x.channels, p);
+      for (int s = 0; s < STEPS; s++) {
+        __builtin_prefetch(plane + x.pixels + p + s * WIDTH);
+        store(to + s * WIDTH, load(plane + p + s * WIDTH));
+      }
+    }
   }
 }
 
@@ -115,7 +117,8 @@ inline void transpose_panels(const F* rows, int64_t channels, int64_t factors, F
 template <int M, int V, class F>
 inline void add_products_of_rows(
     const F* rows, int64_t panel, const F* blocks, int64_t factors, float* sums, int64_t stride) {
-  vec products[M][V] = {};
+  vec products[M][V];
+  unrolled<M * V>([&](auto i) __attribute__((always_inline)) { products[i / V][i % V] = vec{}; });
   for (int i = 0; i < M; i++) {  // the sums of many channels are larger than the caches
     for (int v = 0; v < V; v++) __builtin_prefetch(sums + i * stride + v * WIDTH, 1);
   }
@@ -124,24 +127,18 @@ inline void add_products_of_rows(
     const F *row = rows + first / ROW<F> * panel, *block = blocks + first * WIDTH;
     for (int64_t k = 0; k < count; k++) {
       vec x[V];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; v++) x[v] = load(block + (v * factors + k) * WIDTH);
-#pragma GCC unroll 16
-      for (int i = 0; i < M; i++) {
+      unrolled<V>([&](auto v) __attribute__((always_inline)) { x[v] = load(block + (v * factors + k) * WIDTH); });
+      unrolled<M>([&](auto i) __attribute__((always_inline)) {
         const F value = row[i * ROW<F> + k];
-#pragma GCC unroll 2
-        for (int v = 0; v < V; v++) products[i][v] = multiply_add(value, x[v], products[i][v]);
-      }
+        unrolled<V>([&](auto v)
+                        __attribute__((always_inline)) { products[i][v] = multiply_add(value, x[v], products[i][v]); });
+      });
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++) {
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) {
-      float* to = sums + i * stride + v * WIDTH;
-      store(to, load(to) + products[i][v]);
-    }
-  }
+  unrolled<M * V>([&](auto i) __attribute__((always_inline)) {
+    float* to = sums + i / V * stride + i % V * WIDTH;
+    store(to, load(to) + products[i / V][i % V]);
+  });
 }
 
 template <int M, int V, class F>
@@ -216,7 +213,7 @@ inline void normed_convolution_backward(
     const Statistics& of, F* memory, float* x, float* dx, float* dweight, float* dbias) {
   multiply_panels(
       transposed, channels, 2 * channels / VALUES_OF<F>, factors_of_channels(dhidden, 2 * channels, pixels, memory), pixels,
-      [&](int64_t row, int64_t pixel, vec value)
+      [=](int64_t row, int64_t pixel, vec value)
           __attribute__((always_inline)) { store(dx + place(row, channels, pixel), value); });
   for (int64_t p = 0; p * PANEL < pixels; p++) {
     const int64_t at = p * PANEL * channels, count = least(PANEL, pixels - p * PANEL);
@@ -228,6 +225,7 @@ template <class F, class T>
 void make_hidden(const NAFBlockBackward<T>& op, const NAFBlockProducts<F>& products, int64_t n, int64_t begin, int64_t end) {
   const Parameters<const float>& w = op.weights;
   const int64_t channels = op.x.channels, size = backward_panels(channels) * PANEL * channels;
+  const float* bias = w[CONV1_BIAS];
   T* hidden = op.hidden + n * 2 * channels * op.x.pixels;
   const auto [x, memory] = scratch_parts(size, size);
   for_panels(begin, end, channels, op.x.pixels, [&, x = x, memory = (F*)memory](int64_t start, int64_t pixels) {
@@ -239,8 +237,8 @@ void make_hidden(const NAFBlockBackward<T>& op, const NAFBlockProducts<F>& produ
     multiply_panels(
         products.matrices[CONV1_WEIGHT], 2 * channels, channels / VALUES_OF<F>,
         factors_of_channels(x, channels, pixels, memory), pixels,
-        [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
-          store_upto(hidden + row * op.x.pixels + start + pixel, value + w[CONV1_BIAS][row], pixels - pixel);
+        [=, all = op.x.pixels](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+          store_upto(hidden + row * all + start + pixel, value + bias[row], pixels - pixel);
         });
   });
 }
@@ -297,7 +295,7 @@ inline void make_gate(
   const float* bias = w[CONV4_BIAS];
   multiply_panels(
       products.matrices[CONV4_WEIGHT], 2 * channels, depth, factors_of_channels(at.normed, channels, pixels, at.memory),
-      pixels, [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+      pixels, [=](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
         store(hidden + place(row, 2 * channels, pixel), value + bias[row]);
       });
   for (int64_t first = 0; first < pixels; first += PANEL) {
@@ -316,7 +314,7 @@ inline void feed_forward_backward(
   add_products(at.dy, channels, at.gate, channels, pixels, at.memory, at.blocks, sums[CONV5_WEIGHT], sums[CONV5_BIAS]);
   multiply_panels(
       products.transposed[CONV5_WEIGHT], channels, depth, factors_of_channels(at.dy, channels, pixels, at.memory), pixels,
-      [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+      [=](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
         float *a = hidden + place(row, 2 * channels, pixel), *b = a + channels * PANEL;
         const vec first = load(a);
         store(a, value * load(b));
@@ -344,10 +342,10 @@ inline void attended_backward(
   multiply_panels(
       products.transposed[CONV3_WEIGHT], channels, channels / VALUES_OF<F>,
       factors_of_channels(at.dy, channels, pixels, at.memory), pixels,
-      [&](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+      [=, all = op.x.pixels](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
         const vec product = value * load(gated + place(row, channels, pixel));  // 0 behind the last pixel
         store(lanes + row * LANES, load(lanes + row * LANES) + product);
-        store_upto(dattended + row * op.x.pixels + start + pixel, value, pixels - pixel);
+        store_upto(dattended + row * all + start + pixel, value, pixels - pixel);
       });
 }
 

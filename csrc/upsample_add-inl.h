@@ -43,31 +43,30 @@ inline void upsample_add_planes(const UpsampleAdd<T>& op, int64_t n, int64_t fir
   for_blocks(depth, ROWS / 2, 1, [&](int64_t begin, int64_t end) {
     const int64_t o = 2 * begin, pairs = end - begin;
     const float* rows = op.weight + o * depth;
-    for (int64_t p = 0; p < pixels; p += PANEL) {
-      multiply_panel(
-          pairs, rows, rows + pairs * depth, depth, x + p * depth, pixels - p,
-          [&](auto& sums, int step) __attribute__((always_inline)) {
-            constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
-            for (int v = 0; v < V; v++) {
-              const int64_t from = p + (step + v) * WIDTH, to = least(from + WIDTH, pixels);
-              for (int64_t run = from; run < to;) {  // the end of the image's row, or of the vector
-                const int64_t column = (first + run) % op.width, length = least(to - run, op.width - column);
-                for (int m = 0; m < M; m += 2) {
-                  float both[3 * WIDTH];
-                  store(both, __builtin_shuffle(sums[m][v], sums[m + 1][v], low));
-                  store(both + WIDTH, __builtin_shuffle(sums[m][v], sums[m + 1][v], high));
-                  const int64_t channel = (o + m) / 4, i = (o + m) / 2 % 2;
-                  const int64_t at = (n * op.channels + channel) * area + upsampled(op, first + run, i);
-                  for (int64_t k = 0; k < 2 * length; k += WIDTH) {
-                    const vec value = load(both + 2 * (run - from) + k) + load_upto(op.skip + at + k, 2 * length - k);
-                    store_upto(op.y + at + k, value, 2 * length - k);
-                  }
+    multiply(
+        pairs, rows, rows + pairs * depth, depth, x, pixels,
+        [=, &op](auto& sums, int64_t pixel) __attribute__((always_inline)) {
+          constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
+          unrolled<V>([&](auto v) __attribute__((always_inline)) {
+            const int64_t from = pixel + v * WIDTH, to = least(from + WIDTH, pixels);
+            for (int64_t run = from; run < to;) {  // the end of the image's row, or of the vector
+              const int64_t column = (first + run) % op.width, length = least(to - run, op.width - column);
+              unrolled<M / 2>([&](auto pair) __attribute__((always_inline)) {
+                constexpr int m = 2 * pair;
+                float both[3 * WIDTH];
+                store(both, __builtin_shuffle(sums[m][v], sums[m + 1][v], low));
+                store(both + WIDTH, __builtin_shuffle(sums[m][v], sums[m + 1][v], high));
+                const int64_t channel = (o + m) / 4, i = (o + m) / 2 % 2;
+                const int64_t at = (n * op.channels + channel) * area + upsampled(op, first + run, i);
+                for (int64_t k = 0; k < 2 * length; k += WIDTH) {
+                  const vec value = load(both + 2 * (run - from) + k) + load_upto(op.skip + at + k, 2 * length - k);
+                  store_upto(op.y + at + k, value, 2 * length - k);
                 }
-                run += length;
-              }
+              });
+              run += length;
             }
           });
-    }
+        });
   });
 }
 
@@ -78,20 +77,18 @@ inline void upsample_add_rows(const UpsampleAdd<float>& op, int64_t n, int64_t f
     const int64_t o = block % half * PANEL;
     for_blocks(pixels, ROWS, 1, [&](int64_t p, int64_t end) {
       const int64_t pairs = (end - p + 1) / 2, second = end - pairs;  // of an odd number, the middle one is computed twice
-      multiply_panel(
-          pairs, x + p * depth, x + second * depth, depth, op.weight + block * depth * PANEL, depth - o,
-          [&](auto& sums, int step) __attribute__((always_inline)) {
+      multiply(
+          pairs, x + p * depth, x + second * depth, depth, op.weight + block * depth * PANEL, least(PANEL, depth - o),
+          [=, &op](auto& sums, int64_t column) __attribute__((always_inline)) {
             constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
-            for (int m = 0; m < M; m++) {
+            unrolled<M>([&](auto m) __attribute__((always_inline)) {
               const int64_t pixel = first + (m < M / 2 ? p + m : second + m - M / 2);
               const int64_t at = (n * 4 * op.x.pixels + upsampled(op, pixel, block / half)) * channels;
-              for (int v = 0; v < V; v++) {
-                const int64_t c = o + (step + v) * WIDTH;
-                if (c < depth) {
-                  store_upto(op.y + at + c, sums[m][v] + load_upto(op.skip + at + c, depth - c), depth - c);
-                }
-              }
-            }
+              unrolled<V>([&](auto v) __attribute__((always_inline)) {
+                const int64_t c = o + column + v * WIDTH;
+                store_upto(op.y + at + c, sums[m][v] + load_upto(op.skip + at + c, depth - c), depth - c);
+              });
+            });
           });
     });
   }

@@ -209,51 +209,49 @@ inline void normalise_backward(
   }
 }
 
-// The micro-kernel: M rows of weights (the first M / 2 at `first`, the others at `second`) times V vectors of a panel.
-template <int M, int V, class F, class Epilogue>
-inline __attribute__((always_inline)) void multiply_rows(
-    const F* first, const F* second, int64_t depth, const F* panel, const Epilogue& epilogue) {
-  vec sums[M][V];
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++) {
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) sums[i][v] = vec{};  // `sums = {}` would become a slow string instruction
-  }
-  for (int64_t k = 0; k < depth; k++) {
-    vec x[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) x[v] = load(panel + k * PANEL + v * WIDTH);
-#pragma GCC unroll 16
-    for (int i = 0; i < M; i++) {
-      const F weight = i < M / 2 ? first[i * depth + k] : second[(i - M / 2) * depth + k];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; v++) sums[i][v] = multiply_add(weight, x[v], sums[i][v]);
+// The micro-kernel: M rows of weights (the first M / 2 at `first`, the others at `second`) times the vectors of some pixels.
+// It keeps a copy of the epilogue: what only the copy refers to is not loaded again after each store.
+template <int M, class F, class Epilogue>
+inline void multiply_rows(
+    const F* first, const F* second, int64_t depth, const F* panels, int64_t pixels, const Epilogue epilogue) {
+  const auto some_vectors = [=]<int V>(int64_t pixel) __attribute__((always_inline)) {
+    const F* panel = panels + pixel / PANEL * PANEL * depth + pixel % PANEL;
+    vec sums[M][V];
+    unrolled<M * V>([&](auto i) __attribute__((always_inline)) { sums[i / V][i % V] = vec{}; });
+    for (int64_t k = 0; k < depth; k++) {
+      vec x[V];
+      unrolled<V>([&](auto v) __attribute__((always_inline)) { x[v] = load(panel + k * PANEL + v * WIDTH); });
+      unrolled<M>([&](auto i) __attribute__((always_inline)) {
+        const F weight = i < M / 2 ? first[i * depth + k] : second[(i - M / 2) * depth + k];
+        unrolled<V>([&](auto v) __attribute__((always_inline)) { sums[i][v] = multiply_add(weight, x[v], sums[i][v]); });
+      });
     }
-  }
-  epilogue(sums);
+    epilogue(sums, pixel);
+  };
+  int64_t pixel = 0;
+  for (; pixel + WIDTH < pixels; pixel += 2 * WIDTH) some_vectors.template operator()<2>(pixel);
+  if (pixel < pixels) some_vectors.template operator()<1>(pixel);
 }
 
-template <int PAIRS, int V, class F, class Epilogue>
+template <int PAIRS, class F, class Epilogue>
 inline void multiply_pairs(
-    int64_t pairs, const F* first, const F* second, int64_t depth, const F* panel, const Epilogue& epilogue) {
+    int64_t pairs, const F* first, const F* second, int64_t depth, const F* panels, int64_t pixels,
+    const Epilogue& epilogue) {
   if (pairs == PAIRS) {
-    multiply_rows<2 * PAIRS, V>(first, second, depth, panel, epilogue);
+    multiply_rows<2 * PAIRS>(first, second, depth, panels, pixels, epilogue);
   } else if constexpr (PAIRS > 1) {
-    multiply_pairs<PAIRS - 1, V>(pairs, first, second, depth, panel, epilogue);
+    multiply_pairs<PAIRS - 1>(pairs, first, second, depth, panels, pixels, epilogue);
   }
 }
 
-// epilogue(sums [2 * m][V], step) for the first `count` columns of a panel; `pairs` <= ROWS / 2; depth in factors.
+// epilogue(sums [2 * pairs][V], pixel) for the panels of `pixels` pixels. The sums are of `pairs` rows at `first` and as many
+// at `second`, for the V vectors that begin at `pixel`. pairs <= ROWS / 2; depth in factors. An epilogue should copy what it
+// uses.
 template <class F, class Epilogue>
-inline void multiply_panel(
-    int64_t pairs, const F* first, const F* second, int64_t depth, const F* panel, int64_t count, const Epilogue& epilogue) {
-  int s = 0;
-  for (; s + 1 < STEPS && count > (s + 1) * WIDTH; s += 2) {
-    multiply_pairs<ROWS / 2, 2>(pairs, first, second, depth, panel + s * WIDTH, [&](auto& sums) { epilogue(sums, s); });
-  }
-  if (s < STEPS && count > s * WIDTH) {
-    multiply_pairs<ROWS / 2, 1>(pairs, first, second, depth, panel + s * WIDTH, [&](auto& sums) { epilogue(sums, s); });
-  }
+inline void multiply(
+    int64_t pairs, const F* first, const F* second, int64_t depth, const F* panels, int64_t pixels,
+    const Epilogue& epilogue) {
+  multiply_pairs<ROWS / 2>(pairs, first, second, depth, panels, pixels, epilogue);
 }
 
 // Calls body(begin, end) for blocks of [0, count): about equal, at most `most` long, cut at multiples of `unit`.
@@ -272,28 +270,25 @@ inline void residual_convolution(
     int64_t pixels) {
   constexpr int UNIT = VALUES_OF<F>;
   const int64_t depth = channels / UNIT;
-  for_blocks(channels, ROWS, UNIT, [&](int64_t c, int64_t end) {
+  for_blocks(channels, ROWS, 2, [&](int64_t c, int64_t end) {
     const int64_t pairs = (end - c + 1) / 2, second = end - pairs;  // of an odd number, the middle one is computed twice
-    for (int64_t first = 0; first < pixels; first += PANEL) {
-      const From* before = from + first * channels / VALUES_OF<From>;
-      To* after = to + first * channels / VALUES_OF<To>;
-      multiply_panel(
-          pairs, weight + c * depth, weight + second * depth, depth, x + first * depth, pixels - first,
-          [&](auto& sums, int step) __attribute__((always_inline)) {
-            constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
-#pragma GCC unroll 16
-            for (int i = 0; i < M; i += UNIT) {
-              const int64_t o = i < M / 2 ? c + i : second + i - M / 2;
-#pragma GCC unroll 2
-              for (int v = 0; v < V; v++) {
-                const int64_t at = (step + v) * WIDTH;
-                put<UNIT>(after + at, o, [&](int j) __attribute__((always_inline)) {
-                  return channel(before + at, o, j) + (sums[i + j][v] + bias[o + j]) * scale[o + j];
-                });
-              }
-            }
+    multiply(
+        pairs, weight + c * depth, weight + second * depth, depth, x, pixels,
+        [=](auto& sums, int64_t pixel) __attribute__((always_inline)) {
+          constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
+          const int64_t panel = pixel / PANEL * PANEL * channels, at = pixel % PANEL;
+          const From* before = from + panel / VALUES_OF<From> + at;
+          To* after = to + panel / VALUES_OF<To> + at;
+          unrolled<M / UNIT>([&](auto unit) __attribute__((always_inline)) {
+            constexpr int i = unit * UNIT;
+            const int64_t o = i < M / 2 ? c + i : second + i - M / 2;
+            unrolled<V>([&](auto v) __attribute__((always_inline)) {
+              put<UNIT>(after + v * WIDTH, o, [&](int j) __attribute__((always_inline)) {
+                return channel(before + v * WIDTH, o, j) + (sums[i + j][v] + bias[o + j]) * scale[o + j];
+              });
+            });
           });
-    }
+        });
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -33,6 +34,15 @@ typedef uint32_t uvec __attribute__((vector_size(4 * WIDTH)));
 typedef float loose_vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef uint16_t half_vec __attribute__((vector_size(2 * WIDTH)));
 typedef uint16_t loose_half_vec __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+
+// body(0) ... body(N - 1), each with a constant. Vectors of an array that only constants index stay in registers. GCC keeps
+// an array that a loop indexes in memory, even where it unrolls the loop.
+template <int N, class Body>
+inline __attribute__((always_inline)) void unrolled(const Body& body) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, I>()), ...);
+  }(std::make_integer_sequence<int, N>());
+}
 
 inline vec splat(float value) {
   return value - vec{};

@@ -63,7 +63,8 @@ def assert_follows(operator: Operator, tensors: Sequence[Tensor], dtype: torch.d
         assert [(g.shape, g.dtype) for g in got] == [(w.shape, dtype) for w in wanted]
         # Grant the rounding of the result, and in float32 as much for what goes into it; of few numbers more, as plain
         # PyTorch is exact by luck where sums are short.
-        rounding = torch.finfo(dtype).eps / (1 if dtype == torch.float32 else 2) * (4 if tensors[0].numel() < 16 else 1)
+        few = min(tensors[0].numel(), sum(w.numel() for w in wanted)) < 16
+        rounding = torch.finfo(dtype).eps / (1 if dtype == torch.float32 else 2) * (4 if few else 1)
         allowed = max(2 * error(other, wanted), rounding)
         assert error(got, wanted) <= allowed, f"answer {index}: error {error(got, wanted):.2e}, allowed {allowed:.2e}"
 
