@@ -285,7 +285,8 @@ def test_two_tabs_at_once_get_what_is_theirs(
         page.get_by_role("button", name="Restore").click()
     for page in (first, second):
         page.locator("#status").get_by_text("2 restored").wait_for()
-    restore_files(model, [own, photos / "jpeg.jpg"], tmp_path / "out")
+    # As in the second tab: photos of one size go through the network together, which changes the rounding.
+    restore_files(model, [own, photos / "jpeg.jpg", photos / "noise.png"], tmp_path / "out")
     assert download(first, "own.png") == (tmp_path / "out" / "own.png").read_bytes()
     assert download(second, "jpeg.jpg") == (tmp_path / "out" / "jpeg.jpg").read_bytes()
     first.close()
