@@ -112,7 +112,7 @@ def markdown(run: Run, plots: list[str]) -> str:
         "",
         f"Measured on {run.date[:10]} at commit `{commit[:12]}`{changed} (code `{run.commit['code']}`), on which the "
         f"whole test suite passed on this device.{kind} "
-        "How to read it: [docs/benchmarks.md](../../../docs/benchmarks.md).",
+        "How to read it: [docs/benchmarks.md](../../../../docs/benchmarks.md).",
         "",
         f"Limits measured in the same run: copy {copies}; matrix product {products}.",
         "",
