@@ -72,10 +72,11 @@ class TrainConfig:
     in finetuning the bank is frozen and the whole batch is restored. mislead: the share of mixtures' images that are
     restored with what the bank holds for other tasks than theirs, half of them by the model's own choice, so that a
     wrong match costs little. reference_hq: what the bank is built from beside the degraded images: clean images, the
-    same with noise of 15 of 255 ("noise15"), or the degraded images themselves ("lq"; the paper's ablation). precision:
-    fp32 or bf16. cache: GB of decoded photos that each worker keeps. wandb: a project of Weights & Biases that the run
-    is reported to beside TensorBoard; none by default. accept: settings in which a continuation may differ from the run
-    it goes on with; "data" also stands for the photos in the folders.
+    same with noise of 15 of 255 ("noise15"), or the degraded images themselves ("lq"; the paper's ablation). optimizer:
+    adam, the paper's, or muon (`r2r.muon`). precision: fp32 or bf16. cache: GB of decoded photos that each worker
+    keeps. wandb: a project of Weights & Biases that the run is reported to beside TensorBoard; none by default.
+    accept: settings in which a continuation may differ from the run it goes on with; "data" also stands for the
+    photos in the folders.
     """
 
     out: str = "runs/r2r"
@@ -92,6 +93,7 @@ class TrainConfig:
         default_factory=lambda: PhaseConfig(epochs=30, crop=224, batch_size=32, lr=1e-6, final_lr=1e-8)
     )
     loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: str = "adam"
     clip_norm: float = 0.01
     ema: float = 0.999
     mislead: float = 0.0
@@ -166,6 +168,8 @@ def _check(config: TrainConfig) -> None:
         raise InputError(f"mislead must be in 0..1, got {config.mislead}")
     if config.reference_hq not in ("clean", "noise15", "lq"):
         raise InputError(f"reference_hq must be clean, noise15 or lq, got {config.reference_hq}")
+    if config.optimizer not in ("adam", "muon"):
+        raise InputError(f"optimizer must be adam or muon, got {config.optimizer}")
     if config.precision not in ("fp32", "bf16"):
         raise InputError(f"precision must be fp32 or bf16, got {config.precision}")
     for name, phase in (("pretrain", config.pretrain), ("finetune", config.finetune)):

@@ -47,6 +47,7 @@ from r2r.extras import needed
 from r2r.files import atomic_path, remove_temporaries
 from r2r.losses import LossWeights, restoration_loss
 from r2r.model import R2R
+from r2r.muon import Muon
 from r2r.presets import PRESETS
 from r2r.pretrained import HUB, WEIGHTS
 
@@ -372,7 +373,9 @@ class Trainer:
     def _phases(self) -> list[tuple[str, PhaseConfig]]:
         return [("pretrain", self.config.pretrain), ("finetune", self.config.finetune)]
 
-    def _optimiser(self) -> torch.optim.Adam:
+    def _optimiser(self) -> torch.optim.Optimizer:
+        if self.config.optimizer == "muon":
+            return Muon(self.model.parameters(), lr=0.0)
         return torch.optim.Adam(self.model.parameters(), lr=0.0, betas=(0.9, 0.999), fused=True)
 
     def _shared(self) -> nn.Module:

@@ -103,10 +103,12 @@ def test_both_phases_leave_a_model_that_restores(photos: Path, tmp_path: Path) -
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("updates", [1, 3, 5, 7])
-def test_a_killed_run_goes_on_bit_for_bit(photos: Path, tmp_path: Path, updates: int) -> None:
-    whole = Trainer(configuration(photos, tmp_path / "whole")).run()
-    config = configuration(photos, tmp_path / "killed")
+@pytest.mark.parametrize(
+    ("updates", "optimizer"), [(1, "adam"), (3, "adam"), (5, "adam"), (7, "adam"), (3, "muon"), (7, "muon")]
+)
+def test_a_killed_run_goes_on_bit_for_bit(photos: Path, tmp_path: Path, updates: int, optimizer: str) -> None:
+    whole = Trainer(configuration(photos, tmp_path / "whole", optimizer=optimizer)).run()
+    config = configuration(photos, tmp_path / "killed", optimizer=optimizer)
     with pytest.raises(Killed):
         Trainer(config, KillAt(updates)).run()
     torch.rand(7)  # other random numbers were drawn in between
@@ -655,6 +657,7 @@ def test_configuration_files_and_overrides(photos: Path, tmp_path: Path) -> None
         ("pretrain.epochs=many", "many"),
         ("pretrain.crop=0", "pretrain.crop must be 1 or more"),
         ("precision=fp8", "precision must be fp32 or bf16"),
+        ("optimizer=sgd", "optimizer must be adam or muon"),
         ("tasks=[]", "tasks is empty"),
     ):
         with pytest.raises(InputError, match=message) as caught:
