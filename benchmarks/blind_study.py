@@ -4,7 +4,7 @@
 
 The backbone of a trained model stays as it is. Each design trains a query convolution and keys of its own on the same
 features of the same crops, with three seeds, and decides for the test photos; the model then restores them so. Photos
-are those of configs/default_weights.yaml, calibrate_default.yaml, evaluate_default.yaml and blind_study.yaml.
+are those of configs/default_weights.yaml, calibrate_default.yaml, evaluate_default.yaml and evaluate_blind_study.yaml.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def training_features(model: R2R, seconds: float) -> Batches:
 
 def test_photos(model: R2R) -> list[Photo]:
     photos, clean = [], []
-    files = [CONFIGS / name for name in ("evaluate_default.yaml", "blind_study.yaml")]
+    files = [CONFIGS / name for name in ("evaluate_default.yaml", "evaluate_blind_study.yaml")]
     for one in [one for file in files for one in load_sets(file, model.tasks, True)]:
         step = max(1, len(one.pairs) // PHOTOS)
         for index in range(min(PHOTOS, len(one.pairs))):

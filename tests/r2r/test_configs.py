@@ -108,6 +108,9 @@ def test_every_file_of_sets_names_tasks_of_the_weights_and_degradations_that_exi
             assert {named} <= set(tasks) if isinstance(named, str) else set(named) <= set(tasks)
         if "degradation" in entry:
             parse_degradation(entry["degradation"])
-    named = {task for entry in sets for task in ([entry["task"]] if isinstance(entry["task"], str) else entry["task"])}
-    assert named == set(tasks)
-    assert any(entry["task"] == [] for entry in sets)  # something in which nothing is wrong
+    if path.stem.endswith("default"):
+        named = {
+            one for entry in sets for one in ([entry["task"]] if isinstance(entry["task"], str) else entry["task"])
+        }
+        assert named == set(tasks)
+        assert any(entry["task"] == [] for entry in sets)  # something in which nothing is wrong
