@@ -71,12 +71,13 @@ class TrainConfig:
     restored and half builds the bank, in stage 0 during the first half of the epochs and in stage 1 during the second;
     in finetuning the bank is frozen and the whole batch is restored. mislead: the share of mixtures' images that are
     restored with what the bank holds for other tasks than theirs, half of them by the model's own choice, so that a
-    wrong match costs little. reference_hq: what the bank is built from beside the degraded images: clean images, the
-    same with noise of 15 of 255 ("noise15"), or the degraded images themselves ("lq"; the paper's ablation). optimizer:
-    adam, the paper's, or muon (`r2r.muon`). precision: fp32 or bf16. cache: GB of decoded photos that each worker
-    keeps. wandb: a project of Weights & Biases that the run is reported to beside TensorBoard; none by default.
-    accept: settings in which a continuation may differ from the run it goes on with; "data" also stands for the
-    photos in the folders.
+    wrong match costs little. quarters: the share of the steps in which each image to restore is cut into its four
+    quarters, so that small images are learnt as well. reference_hq: what the bank is built from beside the degraded
+    images: clean images, the same with noise of 15 of 255 ("noise15"), or the degraded images themselves ("lq"; the
+    paper's ablation). optimizer: adam, the paper's, or muon (`r2r.muon`). precision: fp32 or bf16. cache: GB of decoded
+    photos that each worker keeps. wandb: a project of Weights & Biases that the run is reported to beside TensorBoard;
+    none by default. accept: settings in which a continuation may differ from the run it goes on with; "data" also
+    stands for the photos in the folders.
     """
 
     out: str = "runs/r2r"
@@ -97,6 +98,7 @@ class TrainConfig:
     clip_norm: float = 0.01
     ema: float = 0.999
     mislead: float = 0.0
+    quarters: float = 0.0
     reference_hq: str = "clean"
     precision: str = "fp32"
     seed: int = 0
@@ -164,8 +166,9 @@ def _check(config: TrainConfig) -> None:
     unknown = {name.partition(".")[0] for name in config.accept} - {one.name for one in fields(TrainConfig)}
     if unknown:
         raise InputError(f"accept names {min(unknown)!r}, which is no setting")
-    if not 0 <= config.mislead <= 1:
-        raise InputError(f"mislead must be in 0..1, got {config.mislead}")
+    for name in ("mislead", "quarters"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise InputError(f"{name} must be in 0..1, got {getattr(config, name)}")
     if config.reference_hq not in ("clean", "noise15", "lq"):
         raise InputError(f"reference_hq must be clean, noise15 or lq, got {config.reference_hq}")
     if config.optimizer not in ("adam", "muon"):
@@ -176,6 +179,8 @@ def _check(config: TrainConfig) -> None:
         for key in ("crop", "batch_size", "accumulate"):
             if getattr(phase, key) < 1:
                 raise InputError(f"{name}.{key} must be 1 or more, got {getattr(phase, key)}")
+        if config.quarters and phase.epochs and phase.crop % 2:
+            raise InputError(f"{name}.crop is {phase.crop}, which quarters cannot halve; accepted: an even one")
         if phase.epochs < 0 or phase.steps < 0:
             raise InputError(f"{name}.epochs and {name}.steps must not be negative")
         if phase.epochs and phase.warmup_end >= phase.epochs:

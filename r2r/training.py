@@ -289,6 +289,8 @@ class Trainer:
             reference_labels = labels[half:]
             reference = (lq[half:], self._reference_hq(lq[half:], hq[half:]), self._known(reference_labels))
             lq, hq, labels = lq[:half], hq[:half], labels[:half]
+        if self.config.quarters and float(torch.rand(())) < self.config.quarters:
+            lq, hq, labels = _quarters(lq), _quarters(hq), labels.repeat_interleave(4, 0)
         told = self._misled(self._known(labels))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             output = self.network(lq, told, reference=reference, stage=stage)
@@ -711,6 +713,12 @@ class StopSignal:
     def _restore(self) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+
+
+def _quarters(images: Tensor) -> Tensor:
+    """[N, C, H, W] -> [4 N, C, H / 2, W / 2], those of one image beside each other."""
+    parts = images.unflatten(3, (2, -1)).unflatten(2, (2, -1)).permute(0, 2, 4, 1, 3, 5)
+    return parts.flatten(0, 2).contiguous(memory_format=torch.channels_last)
 
 
 def _size(tensors: Iterable[Tensor]) -> int:

@@ -210,6 +210,32 @@ def test_a_share_of_the_images_is_misled(photos: Path, tmp_path: Path) -> None:
     assert trainer._known(torch.tensor([[1.0, 0.5], [0.0, 1.0]])).tolist() == [[True, False], [False, True]]
 
 
+@pytest.mark.parametrize("share", [0, 1])
+def test_images_to_restore_are_cut_into_quarters(photos: Path, tmp_path: Path, share: float) -> None:
+    trainer = Trainer(configuration(photos, tmp_path, quarters=share, validation=[]))
+    seen: list[tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...] | None]] = []
+    forward = trainer.network.forward
+
+    def noted(lq: torch.Tensor, labels: torch.Tensor, reference: tuple[torch.Tensor, ...] | None, stage: int) -> Any:
+        seen.append((lq, labels, reference))
+        return forward(lq, labels, reference=reference, stage=stage)
+
+    trainer.network.forward = noted  # type: ignore[method-assign]
+    lq = torch.rand(8, 3, 32, 48)
+    labels = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])
+    trainer._forward_backward("pretrain", [lq, lq, labels], 0, 1)
+    (given, told, reference), half = seen[0], lq[:4]
+    assert reference is not None
+    assert torch.equal(reference[0], lq[4:])  # the bank is built from whole images
+    if share:
+        parts = [half[:, :, y : y + 16, x : x + 24] for y in (0, 16) for x in (0, 24)]
+        assert torch.equal(given, torch.stack(parts, 1).flatten(0, 1))
+        assert told.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] * 2
+    else:
+        assert torch.equal(given, half)
+        assert told.tolist() == [0, 1, 0, 1]
+
+
 def test_a_run_starts_from_a_model_tasks_by_name(photos: Path, tmp_path: Path) -> None:
     first = Trainer(configuration(photos, tmp_path / "first", validation=[])).run()
     first.save_pretrained(tmp_path / "model")
@@ -658,6 +684,8 @@ def test_configuration_files_and_overrides(photos: Path, tmp_path: Path) -> None
         ("pretrain.crop=0", "pretrain.crop must be 1 or more"),
         ("precision=fp8", "precision must be fp32 or bf16"),
         ("optimizer=sgd", "optimizer must be adam or muon"),
+        ("quarters=2", r"quarters must be in 0\.\.1, got 2"),
+        ("mislead=-1", r"mislead must be in 0\.\.1, got -1"),
         ("tasks=[]", "tasks is empty"),
     ):
         with pytest.raises(InputError, match=message) as caught:
