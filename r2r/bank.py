@@ -29,7 +29,8 @@ class DegradationBank(KeepsLayout):
     Buffers: `keys` [T, S, Ck, h, w] and `values` [T, S, Cv, h, w], float; `counts` int64 [T], how many of the S slots
     each task uses (the first ones). A new bank is empty. The buffers travel with `state_dict()` and `.to()`; loading
     takes on the number of slots of what is loaded. `gain` and `offset` float32 [T] turn a task's score into the
-    logarithm of its odds (`r2r.calibration`); 1 and 0 at first.
+    logarithm of its odds (`r2r.calibration`); 1 and 0 at first. `smooth_tasks`: names of those whose fault varies
+    smoothly over a photo (`r2r.smooth`).
     """
 
     keys: Tensor
@@ -38,9 +39,18 @@ class DegradationBank(KeepsLayout):
     gain: Tensor
     offset: Tensor
 
-    def __init__(self, tasks: Sequence[str], slots: int, key_channels: int, value_channels: int, size: int) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        slots: int,
+        key_channels: int,
+        value_channels: int,
+        size: int,
+        smooth_tasks: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
+        self.smooth_tasks = tuple(name for name in self.tasks if name in smooth_tasks)
         self._empty = True
         self.register_buffer("keys", torch.zeros(len(self.tasks), slots, key_channels, size, size))
         self.register_buffer("values", torch.zeros(len(self.tasks), slots, value_channels, size, size))
@@ -63,6 +73,14 @@ class DegradationBank(KeepsLayout):
     def size(self) -> int:
         """Height and width of a slot."""
         return self.keys.shape[-1]
+
+    @property
+    def smooth(self) -> Tensor:
+        """bool [T]: which tasks are smooth."""
+        smooth = torch.zeros_like(self.counts, dtype=torch.bool)
+        for name in self.smooth_tasks:  # one by one, as a GPU that records a graph takes no list from the host
+            smooth[self.tasks.index(name)] = True
+        return smooth
 
     def calibrated(self, scores: Tensor) -> Tensor:
         """[N, T] -> [N, T]; tasks without slots keep their -inf."""
@@ -104,16 +122,19 @@ class DegradationBank(KeepsLayout):
         self.keys, self.values, self.counts = self.keys[kept], self.values[kept], self.counts[kept]
         self.gain, self.offset = self.gain[kept], self.offset[kept]
         self.tasks = tuple(self.tasks[index] for index in kept)
+        self.smooth_tasks = tuple(task for task in self.smooth_tasks if task != name)
         self._empty = True  # ask again
 
     def take_over(self, other: DegradationBank) -> tuple[str, ...]:
-        """Add the tasks of another bank that this one lacks, with their scale of scores; returns their names."""
+        """Add the tasks of another bank that this one lacks, with their scale of scores, smooth ones as such; returns
+        their names."""
         added = tuple(name for name in other.tasks if name not in self.tasks)
         for index, name in enumerate(other.tasks):
             if name in added:
                 slots = int(other.counts[index])
                 self.add_task(name, other.keys[index, :slots], other.values[index, :slots])
                 self.gain[-1], self.offset[-1] = other.gain[index], other.offset[index]
+        self.smooth_tasks += tuple(name for name in added if name in other.smooth_tasks)
         return added
 
     def likeness(self) -> Tensor:

@@ -13,6 +13,7 @@ from r2r.device import device_of
 from r2r.errors import InputError
 from r2r.evaluation import EvaluationSet
 from r2r.model import R2R
+from r2r.smooth import small_copy
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,25 @@ def observe(
         label = torch.zeros(len(model.tasks))
         label[list(one.labels)], label[list(one.optional)] = 1, 0.5
         for index in range(len(one.pairs)):
-            features = model.encode(one.pairs[index].lq[None].to(device_of(model)))
-            scores.append(model.vote(model.query(features.deep)[0]).cpu())
+            scores.append(_scores(model, one.pairs[index].lq[None].to(device_of(model)), label[None] == 1).cpu())
             labels.append(label)
             weights.append(one.share / len(one.pairs))
             if progress is not None:
                 progress(one)
     return Observations(torch.cat(scores), torch.stack(labels), torch.tensor(weights))
+
+
+def _scores(model: R2R, lq: Tensor, told: Tensor) -> Tensor:
+    """[1, T]: as they are when the model restores: of smooth tasks from the small copy, of the others from the photo
+    without what lies over it smoothly."""
+
+    def votes(image: Tensor) -> Tensor:
+        return model.vote(model.query(model.encode(image).deep)[0])
+
+    if not model.bank.smooth_tasks:
+        return votes(lq)
+    cleared, _ = model.clear(lq, told.to(lq.device))
+    return torch.where(model.bank.smooth, votes(small_copy(lq)), votes(cleared))
 
 
 def fit(seen: Observations) -> tuple[Tensor, Tensor]:

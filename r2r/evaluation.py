@@ -356,17 +356,22 @@ def _evaluate_image(
     lq, hq = centre_crop(pair.lq)[None].to(device), centre_crop(pair.hq)
     synchronise(device)
     start = time.perf_counter()
-    features = model.encode(lq)
+    cleared, layer = model.clear(lq)
+    features = model.encode(cleared)
     query, value = model.query(features.deep)
-    match = model.match(query)
-    image = model.finish(lq, features, value, match)
+    match = model.match(query, None, layer)
+    image = model.finish(cleared, features, value, match)
     synchronise(device)
     elapsed = time.perf_counter() - start
 
     def telling(tasks: tuple[int, ...]) -> Quality:
-        own = model.match(query, _told(model, tasks, device))
-        same = torch.equal(own.task, match.task)
-        return blind if same else _quality(model.finish(lq, features, value, own), hq)
+        told = _told(model, tasks, device)
+        if torch.equal(told, match.task):
+            return blind
+        other, its_layer = model.clear(lq, told)
+        if not torch.equal(other, cleared):
+            return _quality(model._restored(lq, told).image, hq)
+        return _quality(model.finish(cleared, features, value, model.match(query, told, its_layer)), hq)
 
     blind = _quality(image, hq)
     taken = match.task[0].tolist()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from r2r.device import device_of
-from r2r.model import R2R, Features, Match, Restoration, Task
+from r2r.model import R2R, Features, Restoration
 from r2r.pretrained import OnMeta
 from r2r.replay import Replays
 from r2r_kernels.nn import NAFBlock
@@ -63,8 +63,9 @@ class FrozenR2R(R2R):
     def encode(self, lq: Tensor) -> Features:
         return super().encode(lq.to(self.intro.weight.dtype, memory_format=torch.channels_last))
 
-    def match(self, query: Tensor, task: Task = None) -> Match:
-        return super().match(query.float(), task)
+    def query(self, deep: Tensor) -> tuple[Tensor, Tensor]:
+        key, value = super().query(deep)
+        return key.float(), value
 
     def decode(self, lq: Tensor, features: Features, value: Tensor, readout: Tensor) -> Tensor:
         return super().decode(lq, features, value, readout.to(value.dtype))

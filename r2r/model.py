@@ -22,6 +22,7 @@ from r2r.bank import DegradationBank, Slots
 from r2r.errors import InputError
 from r2r.files import umask
 from r2r.pretrained import CONFIG, HUB, WEIGHTS, read_config, read_model
+from r2r.smooth import Layer, gain_and_offset, small_copy
 from r2r.weights import default_weights
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
 from r2r_kernels.reference import area_resize, task_mask
@@ -55,11 +56,13 @@ class Features(NamedTuple):
 
 
 class Match(NamedTuple):
-    """`readout` [N, Cv, b, b] at the bank's resolution; `task` and `scores` as in `Restoration`."""
+    """`readout` [N, Cv, b, b] at the bank's resolution; `task` and `scores` as in `Restoration`; `restores` bool [N],
+    False where the readout is of no task that was found, and the image stays as it is."""
 
     readout: Tensor
     task: Tensor
     scores: Tensor
+    restores: Tensor
 
 
 class R2R(nn.Module, PyTorchModelHubMixin):
@@ -74,7 +77,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     given back as it is. matching: without mixtures, blind, the best task's slots are mixed ("hard") or those of all
     tasks ("soft"). gate_kernel: 1 or 3. padding: at the right and lower border, "mirror" or "zeros" (published); see
     `padded`. window: side, in pixels, of the windows over which channel attention takes its means and
-    from which tasks are voted for when the model restores; 0 takes the whole image (published). amalgamator: False
+    from which tasks are voted for when the model restores; 0 takes the whole image (published). smooth_tasks: those of
+    mixtures whose fault varies smoothly over a photo, as haze does. When the model restores, it looks for them first,
+    in a small copy, and removes them from there (`r2r.smooth`); the other tasks see what is left. amalgamator: False
     leaves it out; such a model restores, and trains on a fixed bank.
     """
 
@@ -98,6 +103,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         gate_kernel: int = 1,
         padding: Literal["mirror", "zeros"] = "mirror",
         window: int = 0,
+        smooth_tasks: Sequence[str] = (),
         amalgamator: bool = True,
     ) -> None:
         super().__init__()
@@ -112,6 +118,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f'matching must be "hard" or "soft", got {matching!r}; mixtures choose by themselves')
         if capacity < 5:
             raise ValueError(f"capacity must be 5 or more, got {capacity}")
+        if not set(smooth_tasks) <= set(tasks if mixtures else ()):
+            accepted = ", ".join(tasks) if mixtures else "none, as this is no model for mixtures"
+            raise ValueError(f"smooth_tasks are {', '.join(smooth_tasks)}; accepted: {accepted}")
         if padding not in ("mirror", "zeros"):
             raise ValueError(f'padding must be "mirror" or "zeros", got {padding!r}')
         eager = self.eager
@@ -125,7 +134,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         self.encoder = Encoder(width, encoder_blocks, middle_blocks, eager)
         self.query_key = nn.Conv2d(deepest, key_channels, 3, padding=1)
         self.query_value = nn.Conv2d(deepest, deepest, 3, padding=1)
-        self.bank = DegradationBank(tasks, capacity - capacity // 5 + 1, key_channels, deepest, bank_size)
+        slots = capacity - capacity // 5 + 1
+        self.bank = DegradationBank(tasks, slots, key_channels, deepest, bank_size, smooth_tasks)
         self.retrieval = BankRetrieval(similarity, "multi" if mixtures else matching, eager)
         self.fusion = GatedConv2d(deepest, gate_kernel, eager)
         self.decoder = Decoder(width, decoder_blocks, eager)
@@ -162,8 +172,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     @property
     def config(self) -> dict[str, Any]:
         """Keyword arguments that build this model anew."""
-        own = {"window": self.window, "amalgamator": self.amalgamator is not None}
-        return {"tasks": list(self.tasks), **self._sizes, **own}
+        own = {"smooth_tasks": list(self.bank.smooth_tasks), "amalgamator": self.amalgamator is not None}
+        return {"tasks": list(self.tasks), **self._sizes, "window": self.window, **own}
 
     @property
     def window(self) -> int:
@@ -222,29 +232,66 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         """The deepest features -> D_K [N, Ck, h, w] and D_V [N, Cv, h, w] (R2R, equation 1)."""
         return self.query_key(deep), self.query_value(deep)
 
-    def match(self, query: Tensor, task: Task = None) -> Match:
+    def clear(self, lq: Tensor, task: Task = None) -> tuple[Tensor, Layer | None]:
+        """lq [N, 3, H, W] without what lies over it smoothly, and what that was; lq itself and None for a model without
+        smooth tasks. Values that were changed are in [0, 1]."""
+        if not self.bank.smooth_tasks:
+            return lq, None
+        layer = self.smooth_layer(small_copy(lq), task)
+        return layer.taken_off(lq, lq.shape[2:]), layer
+
+    def smooth_layer(self, small: Tensor, task: Task = None) -> Layer:
+        """What lies smoothly over photos with the small copies `small` [N, 3, h, w]; `task` as in `restore`, of which
+        only smooth ones count."""
+        self._check_bank()
+        bank = self.bank
+        features = self.encode(small)
+        key, value = self.query(features.deep)
+        scores = bank.calibrated(self.vote(key))
+        told = self._told(task, small.shape[0], small.device)
+        found = (scores > 0 if told is None else told) & bank.smooth
+        # A GPU must not wait for the host, and a program is to hold for both cases.
+        if not (found.is_cuda or torch.compiler.is_compiling() or bool(found.any())):
+            return Layer(found, scores, None, None)
+        restored = self.decode(small, features, value, self._readout(key, found, scores)).clamp(0, 1)
+        return Layer(found, scores, *gain_and_offset(small, restored))
+
+    def match(self, query: Tensor, task: Task = None, layer: Layer | None = None) -> Match:
         """D_K -> what the bank holds for it. Queries of any size are area-pooled to the bank's resolution.
 
         Each window of the image has a score of its own, their mean settles the tasks. The readout is the whole image's.
+        layer: what `clear` took off the image that asks; it settles the smooth tasks, and the readout is of the others.
         Raises ValueError where the bank is empty or `task` does not name tasks of it.
         """
         self._check_bank()
         bank = self.bank
         told = self._told(task, query.shape[0], query.device)
+        if self.mixtures:
+            scores = bank.calibrated(self.vote(query))
+            if layer is not None:
+                scores = torch.where(bank.smooth, layer.scores, scores)
+            found = scores > 0 if told is None else told
+            left = found if layer is None else found & ~bank.smooth
+            return Match(self._readout(query, left, scores), found, scores, left.any(1))
+        slots = bank.slots
         pooled = area_resize(query, bank.size, bank.size)
-        if not self.mixtures and not self.window:
-            readout, scores = self.retrieval(pooled, bank.keys, bank.values, bank.counts, told)
-            return Match(readout, scores.argmax(1) if told is None else told, scores)
-        scores = bank.calibrated(self.vote(query))
-        blind = scores > 0 if self.mixtures else scores.argmax(1)
-        found = blind if told is None else told
-        taking: Tensor | None = found
-        if self.mixtures:  # where nothing was found the readout is not used, but it has to be one
-            taking = found | (~found.any(1, keepdim=True) & (scores > -torch.inf))
-        elif told is None and self.retrieval.mode == "soft":
-            taking = None
-        readout, _ = self.retrieval(pooled, bank.keys, bank.values, bank.counts, taking)
-        return Match(readout, found, scores)
+        if not self.window:
+            readout, scores = self.retrieval(pooled, *slots, told)
+            found = scores.argmax(1) if told is None else told
+        else:
+            scores = bank.calibrated(self.vote(query))
+            found = scores.argmax(1) if told is None else told
+            soft = told is None and self.retrieval.mode == "soft"
+            readout, _ = self.retrieval(pooled, *slots, None if soft else found)
+        return Match(readout, found, scores, torch.ones_like(found, dtype=torch.bool))
+
+    def _readout(self, query: Tensor, tasks: Tensor, scores: Tensor) -> Tensor:
+        """What the bank of a model for mixtures holds for these tasks, bool [N, T]: [N, Cv, b, b]. Where an image has
+        none the readout is not used, but it has to be one."""
+        bank = self.bank
+        taking = tasks | (~tasks.any(1, keepdim=True) & (scores > -torch.inf))
+        pooled = area_resize(query, bank.size, bank.size)
+        return self.retrieval(pooled, *bank.slots, taking)[0]
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Scores [N, T] as `match` gives them -> how likely each task is, in [0, 1]; without mixtures they sum to 1."""
@@ -336,17 +383,18 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         return Restoration(image if strength == 1 else torch.lerp(lq, image, strength), chosen, scores)
 
     def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
-        features = self.encode(lq)
+        cleared, layer = self.clear(lq, told)
+        features = self.encode(cleared)
         key, value = self.query(features.deep)
-        match = self.match(key, told)
-        return Restoration(self.finish(lq, features, value, match), match.task, match.scores)
+        match = self.match(key, told, layer)
+        return Restoration(self.finish(cleared, features, value, match), match.task, match.scores)
 
     def finish(self, lq: Tensor, features: Features, value: Tensor, match: Match) -> Tensor:
         """`decode` where something was found; images in which nothing was are given back as they are."""
         image = self.decode(lq, features, value, match.readout)
         if not self.mixtures:
             return image
-        return torch.where(match.task.any(1)[:, None, None, None], image, lq.to(image.dtype))
+        return torch.where(match.restores[:, None, None, None], image, lq.to(image.dtype))
 
     def _build_bank(self, lq: Tensor, hq: Tensor, labels: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
         if self.amalgamator is None:

@@ -19,7 +19,9 @@ from r2r.data.images import from_float, to_float
 from r2r.device import device_of, free_memory
 from r2r.errors import InputError
 from r2r.model import R2R, Features, Task
+from r2r.smooth import small_size
 from r2r_kernels.nn import FoldedNAFBlock, NAFBlock
+from r2r_kernels.reference import area_resize
 
 _SMALLEST_TILE = 192
 _LEAST_MARGIN = 16  # pixels at a tile's edge that do not count, as convolutions see zeros beyond it
@@ -72,9 +74,10 @@ def restore_photo(
     memory: bytes that the activations may take; by default half of what is free on the model's device, of which those
     of one tile take at most 2 GiB. A photo that needs more is restored in overlapping tiles, blended without seams,
     after a first pass over them has assembled one query for the whole photo: every tile gets its part of the same
-    readout, and the same channel attention. Features of that pass are kept as far as the memory reaches; those of other
-    tiles are made again. What still differs from one piece is that attention: it comes from crops of the photo. In a
-    model with a `window` each tile has its own, which differs only where the window reaches beyond the tile.
+    readout, and the same channel attention. What lies smoothly over the photo (`r2r.smooth`) is taken off before, as
+    from one piece. Features of that pass are kept as far as the memory reaches; those of other tiles are made again.
+    What still differs from one piece is that attention: it comes from crops of the photo. In a model with a `window`
+    each tile has its own, which differs only where the window reaches beyond the tile.
     Raises InputError for other arrays, NaN, values outside [0, 1], another strength, and a budget too small for the
     smallest tile.
     """
@@ -236,7 +239,7 @@ def _restore_tiled(
 ) -> tuple[Tensor, Tensor, int]:
     """Fill `out`; give the chosen task, the scores, and the number of tiles. Of the budget in bytes, what a tile leaves
     is for features of the first pass."""
-    device, stride = device_of(model), model.stride
+    stride = model.stride
     padded = [model.padded(length) for length in pixels.shape[:2]]
     # Attention reaches half a window far. As much at a tile's edge does not count, as long as enough of it is left.
     margin = max(_LEAST_MARGIN, min(model.window // 2, side // 6) // stride * stride)
@@ -248,17 +251,15 @@ def _restore_tiled(
         if progress is not None:
             progress(next(steps) / (2 * len(rows) * len(columns)))
 
-    def cut(y: _Window, x: _Window) -> Tensor:  # short at the photo's right and lower border, where it is padded
-        return _as_tensor(pixels[y.start : y.stop, x.start : x.stop]).to(device)
-
+    photo = _Photo(model, pixels, task)
     # With a window they reach no farther than a margin, so that each tile may have its own.
-    attention = None if model.window else _SharedAttention(model, pixels, side)
+    attention = None if model.window else _SharedAttention(model, photo, side)
     if attention:
         model = attention.model
         attention.share_in_encoder()
-    query, kept = _assemble_query(model, cut, tell, rows, columns, padded, budget)
-    match = model.match(query, task)
-    if model.mixtures and not bool(match.task.any()):
+    query, kept = _assemble_query(model, photo, tell, rows, columns, padded, budget)
+    match = model.match(query, task, photo.layer)
+    if not bool(match.restores.any() or match.task.any()):
         out[...] = pixels
         return match.task, match.scores, len(rows) * len(columns)
     spread = [_spreading(match.readout.shape[2], length // stride, match.readout) for length in padded]
@@ -266,19 +267,47 @@ def _restore_tiled(
     def readout_at(y_cells: slice, x_cells: slice) -> Tensor:
         return spread[0][y_cells] @ match.readout @ spread[1][x_cells].T
 
-    if attention:
+    if attention and bool(match.restores.any()):
         attention.share_in_decoder(readout_at)
 
     def restored(y: _Window, x: _Window) -> Tensor:
-        tile = cut(y, x)
-        features = kept.pop((y.start, x.start), None) or model.encode(tile)
-        _, value = model.query(features.deep)
-        image = model.decode(tile, features, value, readout_at(y.cells(stride), x.cells(stride)))
+        image = cleared = photo.cleared(y.start, x.start, y.stop - y.start, x.stop - x.start)
+        if bool(match.restores.any()):
+            features = kept.pop((y.start, x.start), None) or model.encode(cleared)
+            _, value = model.query(features.deep)
+            image = model.decode(cleared, features, value, readout_at(y.cells(stride), x.cells(stride)))
         tell()
-        return torch.lerp(tile, image.float(), strength).cpu()
+        return torch.lerp(photo.part(y.start, x.start, *image.shape[2:]), image.float(), strength).cpu()
 
     _blend(rows, columns, restored, out)
     return match.task, match.scores, len(rows) * len(columns)
+
+
+class _Photo:
+    """Parts of a photo as the model takes them, and `layer`, what lies smoothly over the photo."""
+
+    def __init__(self, model: R2R, pixels: np.ndarray, task: Task) -> None:
+        self.pixels = pixels
+        self.device = device_of(model)
+        self.layer = model.smooth_layer(self._small(), task) if model.bank.smooth_tasks else None
+
+    def part(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """float32 [1, 3, height, width], less where the photo ends, from where on it is padded."""
+        return _as_tensor(self.pixels[top : top + height, left : left + width]).to(self.device)
+
+    def cleared(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """As `part`, without the layer."""
+        part = self.part(top, left, height, width)
+        return part if self.layer is None else self.layer.taken_off(part, self.pixels.shape[:2], top, left)
+
+    def _small(self) -> Tensor:
+        """`small_copy` of the photo, row by row, as no more of it than that may be in memory as floats."""
+        height, width = self.pixels.shape[:2]
+        rows, columns = small_size(height, width)
+        starts = [(row * height // rows, -(-(row + 1) * height // rows)) for row in range(rows)]
+        return torch.cat(
+            [area_resize(self.part(top, 0, bottom - top, width), 1, columns) for top, bottom in starts], dim=2
+        )
 
 
 class _SharedAttention:
@@ -287,21 +316,20 @@ class _SharedAttention:
     would show. The copy has the model's own tensors; other threads may go on with the model.
     """
 
-    def __init__(self, model: R2R, pixels: np.ndarray, side: int) -> None:
+    def __init__(self, model: R2R, photo: _Photo, side: int) -> None:
         self.model: R2R = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
-        self.pixels = pixels
+        self.photo = photo
+        lengths = photo.pixels.shape[:2]
         crop = max(model.padded(1), side // _CROPS // model.stride * model.stride)
         number = max(1, min(_CROPS, side // crop))
-        self.size = [min(crop, length) for length in pixels.shape[:2]]
+        self.size = [min(crop, length) for length in lengths]
         self.starts = [
             sorted({round(place) // model.stride * model.stride for place in np.linspace(0, length - own, number)})
-            for length, own in zip(pixels.shape[:2], self.size, strict=True)
+            for length, own in zip(lengths, self.size, strict=True)
         ]
 
     def share_in_encoder(self) -> None:
-        height, width = self.size
-        crops = [self.pixels[y : y + height, x : x + width] for y in self.starts[0] for x in self.starts[1]]
-        self.crops = torch.cat([_as_tensor(crop) for crop in crops]).to(device_of(self.model))
+        self.crops = torch.cat([self.photo.cleared(y, x, *self.size) for y in self.starts[0] for x in self.starts[1]])
         with self._shared(self.model.encoder):
             self.features = self.model.encode(self.crops)
 
@@ -351,7 +379,7 @@ def _blend(
 
 def _assemble_query(
     model: R2R,
-    cut: Callable[[_Window, _Window], Tensor],
+    photo: _Photo,
     tell: Callable[[], None],
     rows: Sequence[_Window],
     columns: Sequence[_Window],
@@ -369,7 +397,7 @@ def _assemble_query(
     for y in rows:
         for x in columns:
             y_weight, x_weight = (F.avg_pool1d(one.weight[None], stride)[0].to(device) for one in (y, x))
-            features = model.encode(cut(y, x))
+            features = model.encode(photo.cleared(y.start, x.start, y.stop - y.start, x.stop - x.start))
             key, _ = model.query(features.deep)
             query[:, :, y.cells(stride), x.cells(stride)] += key * y_weight[:, None] * x_weight
             size = sum(part.nbytes for part in (features.deep, *features.skips))

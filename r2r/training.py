@@ -93,7 +93,10 @@ def build_model(config: TrainConfig, mixtures: bool) -> R2R:
     if config.preset not in PRESETS:
         raise InputError(f"unknown preset {config.preset!r}; accepted: {', '.join(PRESETS)}")
     initial = R2R.from_pretrained(config.init) if config.init else None
-    sizes = PRESETS[config.preset] if initial is None else {**initial.config, "amalgamator": True}
+    sizes = PRESETS[config.preset]
+    if initial is not None:
+        smooth = [task for task in initial.bank.smooth_tasks if mixtures and task in config.tasks]
+        sizes = {**initial.config, "smooth_tasks": smooth, "amalgamator": True}
     sizes = {**sizes, "mixtures": mixtures, **config.model, "tasks": config.tasks}
     torch.manual_seed(config.seed)
     kind = R2R if config.eager else fast.R2R

@@ -29,7 +29,17 @@ pytestmark = pytest.mark.timeout(1800)  # tracing takes a minute of processor ti
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-SIZES = ((1, 48, 64), (3, 33, 70), (2, 96, 17), (1, 32, 32), (1, 17, 130), (1, 128, 128), (4, 65, 40), (1, 200, 151))
+SIZES = (
+    (1, 48, 64),
+    (3, 33, 70),
+    (2, 96, 17),
+    (1, 32, 32),
+    (1, 17, 130),
+    (1, 128, 128),
+    (4, 65, 40),
+    (1, 200, 151),
+    (1, 300, 40),
+)
 TASKS = ("denoise", "derain", "dehaze")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 GUIDE, BROWSER = DOCS / "deploy.md", DOCS / "browser"
@@ -112,11 +122,12 @@ def test_half_precision_is_near(model: R2R, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_local_attention_and_votes_of_windows_are_exported_too(tmp_path: Path) -> None:
-    local = made(window=32)
-    export(local, tmp_path / "local.onnx")
+@pytest.mark.parametrize("what", [{"window": 32}, {"smooth_tasks": ["derain"]}], ids=["windows", "smooth tasks"])
+def test_local_attention_votes_of_windows_and_smooth_tasks_are_exported_too(tmp_path: Path, what: Any) -> None:
+    special = made(**what)
+    export(special, tmp_path / "special.onnx")
     for runtime in (onnx_runtime, openvino):
-        agrees(local, runtime(tmp_path / "local.onnx"))
+        agrees(special, runtime(tmp_path / "special.onnx"))
 
 
 @pytest.mark.slow

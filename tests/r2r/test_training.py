@@ -220,7 +220,7 @@ def test_images_to_restore_are_cut_into_quarters(photos: Path, tmp_path: Path, s
         seen.append((lq, labels, reference))
         return forward(lq, labels, reference=reference, stage=stage)
 
-    trainer.network.forward = noted  # type: ignore[method-assign]
+    trainer.network.forward = noted
     lq = torch.rand(8, 3, 32, 48)
     labels = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])
     trainer._forward_backward("pretrain", [lq, lq, labels], 0, 1)

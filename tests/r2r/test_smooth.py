@@ -1,0 +1,214 @@
+"""What lies smoothly over a photo is found in a small copy, and taken off the photo itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage import data
+
+from r2r import R2R, InputError, fast
+from r2r.bank import DegradationBank
+from r2r.calibration import observe
+from r2r.config import TrainConfig
+from r2r.data.dataset import EvaluationPair
+from r2r.evaluation import EvaluationSet, evaluate
+from r2r.frozen import inference_form
+from r2r.metrics import centre_crop, psnr
+from r2r.smooth import SIDE, Layer, gain_and_offset, small_copy, small_size
+from r2r.tiling import _BYTES_PER_BAND_PIXEL, _bytes_per_pixel, restore_photo
+from r2r.training import build_model
+from tests.conftest import TINY, fill_randomly
+
+TASKS = ("denoise", "derain", "dehaze")
+PHOTO = torch.from_numpy(data.coffee()).permute(2, 0, 1)[None] / 255  # [1, 3, 400, 600]
+
+
+@pytest.fixture
+def model() -> R2R:
+    """Haze is a smooth task. The offsets decide what is found: nothing, as they are."""
+    torch.manual_seed(0)
+    model = R2R(TASKS, **TINY, mixtures=True, smooth_tasks=["dehaze"])
+    fill_randomly(model)
+    model.bank.offset -= 100
+    return model.eval()
+
+
+def finding(model: R2R, *tasks: str) -> R2R:
+    for task in tasks:
+        model.bank.offset[TASKS.index(task)] += 200
+    return model
+
+
+def test_small_copies_have_the_photos_shape() -> None:
+    assert small_size(4000, 6000) == (171, SIDE)
+    assert small_size(300, 256) == (SIDE, 218)
+    assert small_size(100, SIDE) == (100, SIDE)
+    assert small_size(1, 5000) == (1, SIDE)
+    assert small_copy(PHOTO).shape == (1, 3, 171, SIDE)
+    wanted = F.interpolate(PHOTO[:, :, :384, :512], scale_factor=0.5, mode="area")
+    torch.testing.assert_close(small_copy(PHOTO[:, :, :384, :512]), wanted)
+    assert torch.equal(small_copy(PHOTO[:, :, :77, :99]), PHOTO[:, :, :77, :99])
+
+
+def test_haze_over_a_photo_is_taken_off_with_what_its_small_copy_shows() -> None:
+    height, width = PHOTO.shape[2:]
+    clear = 0.8 - 0.5 * torch.linspace(0, 1, height)[:, None] * torch.linspace(1, 0.5, width)
+    hazy = PHOTO * clear + 0.9 * (1 - clear)
+    gain, offset = gain_and_offset(small_copy(hazy), small_copy(PHOTO))
+    layer = Layer(torch.tensor([[True]]), torch.zeros(1, 1), gain, offset)
+    restored = layer.taken_off(hazy, (height, width))
+    assert float(psnr(hazy, PHOTO)) < 12
+    assert float(psnr(restored, PHOTO)) > 30  # a photo of which the small copy alone was restored has 24 dB
+    for top, left in ((0, 0), (100, 37), (390, 560)):
+        part = layer.taken_off(hazy[:, :, top : top + 64, left : left + 80], (height, width), top, left)
+        torch.testing.assert_close(part, restored[:, :, top : top + 64, left : left + 80], rtol=0, atol=1e-6)
+
+
+def test_between_the_cells_of_a_layer_it_is_interpolated() -> None:
+    torch.manual_seed(0)
+    gain, offset = torch.rand(2, 1, 3, 5, 7)
+    layer = Layer(torch.tensor([[True]]), torch.zeros(1, 1), gain, offset / 10)
+    image = torch.rand(1, 3, 41, 38) * 0.9
+    wide = [F.interpolate(x, size=(41, 38), mode="bilinear") for x in (gain, offset / 10)]
+    torch.testing.assert_close(layer.taken_off(image, (41, 38)), wide[0] * image + wide[1])
+
+
+def test_a_photo_without_a_layer_stays_bit_for_bit_beside_one_with(model: R2R) -> None:
+    layer = model.smooth_layer(
+        small_copy(PHOTO).expand(2, -1, -1, -1), torch.tensor([[True, True, True], [True, True, False]])
+    )
+    cleared = layer.taken_off(PHOTO.expand(2, -1, -1, -1), PHOTO.shape[2:])
+    assert torch.equal(cleared[1:], PHOTO)
+    assert (cleared[0] - PHOTO).abs().mean() > 0.01
+    assert layer.task.tolist() == [[False, False, True], [False, False, False]]
+
+
+def test_smooth_tasks_come_first_and_the_others_see_what_is_left(model: R2R) -> None:
+    nothing = model.restore(PHOTO)
+    assert torch.equal(nothing.image, PHOTO)
+    assert not nothing.task.any()
+    cleared, layer = finding(model, "dehaze").clear(PHOTO)
+    assert layer is not None
+    hazy = model.restore(PHOTO)
+    assert hazy.task.tolist() == [[False, False, True]]
+    assert torch.equal(hazy.image, cleared)
+    assert torch.equal(hazy.scores[:, 2], layer.scores[:, 2])  # as the small copy had it
+
+    both = finding(model, "derain").restore(PHOTO)
+    assert both.task.tolist() == [[False, True, True]]
+    plain = R2R(**{**model.config, "smooth_tasks": []}).eval()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(both.image, plain.restore(cleared, "derain").image)
+    assert torch.equal(model.restore(PHOTO, "derain+dehaze").image, both.image)
+    assert torch.equal(model.restore(PHOTO, "derain").image, plain.restore(PHOTO, "derain").image)
+
+
+def test_photos_of_a_batch_are_restored_as_alone(model: R2R) -> None:
+    finding(model, "dehaze")
+    photos = torch.cat((PHOTO[:, :, :300, :280], PHOTO[:, :, 100:, 320:] / 3))
+    tasks = ["dehaze", "denoise"]
+    together = model.restore(photos, tasks)
+    for photo, task, image in zip(photos, tasks, together.image, strict=True):
+        torch.testing.assert_close(image, model.restore(photo[None], task).image[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("found", [("dehaze",), ("dehaze", "denoise"), ()])
+def test_tiles_give_what_one_piece_gives(model: R2R, found: tuple[str, ...]) -> None:
+    finding(model, *found)
+    with torch.no_grad():  # attention that does not depend on the image, which tiles only come near to
+        for name, parameter in model.named_parameters():
+            if ".sca." in name and name.endswith("weight"):
+                parameter.zero_()
+    pixels = np.ascontiguousarray(PHOTO[0, :, :400, :420].permute(1, 2, 0).numpy())
+    memory = 224**2 * _bytes_per_pixel(model) + 224 * 420 * _BYTES_PER_BAND_PIXEL
+    whole, tiled = (restore_photo(model, pixels, memory=given) for given in (None, memory))
+    assert (whole.tiles, tiled.tiles > 1) == (1, True)
+    assert set(whole.tasks) == set(tiled.tasks) == set(found)
+    assert np.abs(whole.pixels - tiled.pixels).max() < 2e-3
+    assert list(tiled.scores.values()) == pytest.approx(list(whole.scores.values()), rel=1e-3)
+    assert (np.abs(whole.pixels - pixels).max() > 0.01) == bool(found)
+    half = [restore_photo(model, pixels, memory=given, strength=0.5).pixels for given in (None, memory)]
+    assert np.abs(half[0] - half[1]).max() < 2e-3
+
+
+def test_frozen_and_fast_models_do_the_same(model: R2R) -> None:
+    finding(model, "dehaze", "denoise")
+    quick = fast.R2R(**model.config)
+    quick.load_state_dict(model.state_dict())
+    wanted = model.restore(PHOTO)
+    for one in (quick.eval(), inference_form(quick.eval())):
+        given = one.restore(PHOTO)
+        assert torch.equal(given.task, wanted.task)
+        torch.testing.assert_close(given.image, wanted.image, rtol=0, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_replays_on_a_gpu_give_the_bits_of_the_plain_call(model: R2R) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    quick = fast.R2R(**finding(model, "dehaze", "denoise").config)
+    quick.load_state_dict(model.state_dict())
+    frozen = quick.eval().cuda().freeze(torch.float32)
+    photo = PHOTO[:, :, :300, :320].cuda()
+    wanted = R2R._restored(frozen, photo, None)
+    for _ in range(3):  # runs, captures, replays
+        assert torch.equal(frozen.restore(photo).image, wanted.image)
+    assert len(frozen.replays) == 1
+    torch.testing.assert_close(wanted.image.cpu(), model.restore(photo.cpu()).image, rtol=0, atol=1e-2)
+
+
+def test_calibration_takes_the_scores_that_restoring_takes(model: R2R) -> None:
+    model.bank.offset.zero_()
+    hazy = EvaluationSet("haze", (2,), [EvaluationPair("photo", PHOTO[0], PHOTO[0], torch.zeros(()))])
+    (scores,) = observe(model, [hazy]).scores
+    cleared, layer = model.clear(PHOTO, "dehaze")
+    assert layer is not None
+    assert scores[2] == layer.scores[0, 2]
+    torch.testing.assert_close(scores[:2], model.match(model.query(model.encode(cleared).deep)[0]).scores[0, :2])
+
+
+def test_evaluation_tells_and_misleads_with_smooth_tasks_too(model: R2R) -> None:
+    finding(model, "denoise")
+    crop = PHOTO[0, :, :200, :300]
+    sets = [EvaluationSet("haze", (2,), [EvaluationPair("photo", crop / 2, crop, torch.zeros(()))])]
+    (image,) = evaluate(model, sets).sets[0].images
+    lq, hq = (centre_crop(x)[None] for x in (crop / 2, crop))
+    assert image.chosen == ("denoise",)
+    assert image.told is not None
+    assert image.misled is not None
+    for quality, task in ((image.blind, None), (image.told, "dehaze"), (image.misled, "denoise")):
+        assert quality.psnr == pytest.approx(float(psnr(model.restore(lq, task).image, hq)), abs=1e-3)
+
+
+def test_which_tasks_are_smooth_is_saved_and_goes_with_the_bank(model: R2R, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "model")
+    loaded = R2R.from_pretrained(tmp_path / "model")
+    assert loaded.config["smooth_tasks"] == ["dehaze"]
+    assert loaded.bank.smooth.tolist() == [False, False, True]
+    other = DegradationBank(["denoise"], 9, 8, 64, 2)
+    other.add_task("snow", torch.rand(3, 8, 2, 2), torch.rand(3, 64, 2, 2))
+    assert other.take_over(loaded.bank) == ("derain", "dehaze")
+    assert other.smooth.tolist() == [False, False, False, True]
+    other.remove_task("denoise")
+    assert other.smooth.tolist() == [False, False, True]
+    other.remove_task("dehaze")
+    assert other.smooth_tasks == ()
+
+    config = TrainConfig(tasks=["dehaze", "desnow"], data=[{}], init=str(tmp_path / "model"))
+    assert build_model(config, mixtures=True).bank.smooth_tasks == ("dehaze",)
+    config.tasks = ["denoise"]
+    assert build_model(config, mixtures=True).bank.smooth_tasks == ()
+    config.model = {"smooth_tasks": ["derain"]}
+    with pytest.raises(InputError, match="model: smooth_tasks are derain; accepted: denoise"):
+        build_model(config, mixtures=True)
+
+
+def test_only_tasks_of_mixtures_are_smooth() -> None:
+    with pytest.raises(ValueError, match="smooth_tasks are snow; accepted: denoise, derain, dehaze"):
+        R2R(TASKS, **TINY, mixtures=True, smooth_tasks=["snow"])
+    with pytest.raises(ValueError, match="smooth_tasks are dehaze; accepted: none, as this is no model for mixtures"):
+        R2R(TASKS, **TINY, smooth_tasks=["dehaze"])
