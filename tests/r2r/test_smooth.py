@@ -107,6 +107,16 @@ def test_smooth_tasks_come_first_and_the_others_see_what_is_left(model: R2R) -> 
     assert torch.equal(model.restore(PHOTO, "derain").image, plain.restore(PHOTO, "derain").image)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 2), (17, 300)])
+def test_photos_of_any_size_are_cleared(model: R2R, size: tuple[int, int]) -> None:
+    photo = F.interpolate(PHOTO, size=size) if max(size) > 400 else PHOTO[:, :, : size[0], : size[1]]
+    restored = finding(model, "dehaze").restore(photo)
+    assert restored.task.tolist() == [[False, False, True]]
+    assert restored.image.shape == photo.shape
+    assert restored.image.isfinite().all()
+    assert not torch.equal(restored.image, photo)
+
+
 def test_photos_of_a_batch_are_restored_as_alone(model: R2R) -> None:
     finding(model, "dehaze")
     photos = torch.cat((PHOTO[:, :, :300, :280], PHOTO[:, :, 100:, 320:] / 3))
