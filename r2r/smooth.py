@@ -12,7 +12,7 @@ from r2r_kernels.reference import area_resize, local_mean_2d
 
 SIDE = 256  # pixels of the small copy's longer side
 _WINDOW = 17  # pixels of the small copy over which one gain and one offset hold
-_EPSILON = 1e-3  # variance of values in [0, 1] below which the gain goes to 0
+_EPSILON = 3e-5  # variance of values in [0, 1] below which the gain goes to 0; thick haze leaves little more
 
 
 class Layer(NamedTuple):

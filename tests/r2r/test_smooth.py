@@ -123,7 +123,7 @@ def test_photos_of_a_batch_are_restored_as_alone(model: R2R) -> None:
     tasks = ["dehaze", "denoise"]
     together = model.restore(photos, tasks)
     for photo, task, image in zip(photos, tasks, together.image, strict=True):
-        torch.testing.assert_close(image, model.restore(photo[None], task).image[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(image, model.restore(photo[None], task).image[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("found", [("dehaze",), ("dehaze", "denoise"), ()])
