@@ -250,8 +250,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         scores = bank.calibrated(self.vote(key))
         told = self._told(task, small.shape[0], small.device)
         found = (scores > 0 if told is None else told) & bank.smooth
-        # A GPU must not wait for the host, and a program is to hold for both cases.
-        if not (found.is_cuda or torch.compiler.is_compiling() or bool(found.any())):
+        if _may_ask(small) and not bool(found.any()):
             return Layer(found, scores, None, None)
         restored = self.decode(small, features, value, self._readout(key, found, scores)).clamp(0, 1)
         return Layer(found, scores, *gain_and_offset(small, restored))
@@ -391,9 +390,11 @@ class R2R(nn.Module, PyTorchModelHubMixin):
 
     def finish(self, lq: Tensor, features: Features, value: Tensor, match: Match) -> Tensor:
         """`decode` where something was found; images in which nothing was are given back as they are."""
-        image = self.decode(lq, features, value, match.readout)
         if not self.mixtures:
-            return image
+            return self.decode(lq, features, value, match.readout)
+        if _may_ask(lq) and not bool(match.restores.any()):
+            return lq.clone()
+        image = self.decode(lq, features, value, match.readout)
         return torch.where(match.restores[:, None, None, None], image, lq.to(image.dtype))
 
     def _build_bank(self, lq: Tensor, hq: Tensor, labels: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -547,6 +548,11 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
             raise InputError(f"{weights} does not fit its config.json: {first}") from error
         return model.eval()
+
+
+def _may_ask(images: Tensor) -> bool:
+    """Whether work may depend on values. A GPU must not wait for the host, and a program is to hold for all cases."""
+    return not (images.is_cuda or torch.compiler.is_compiling())
 
 
 def _mirrored(x: Tensor, down: int, across: int) -> Tensor:

@@ -259,7 +259,8 @@ def _restore_tiled(
         attention.share_in_encoder()
     query, kept = _assemble_query(model, photo, tell, rows, columns, padded, budget)
     match = model.match(query, task, photo.layer)
-    if not bool(match.restores.any() or match.task.any()):
+    restores = bool(match.restores.any())
+    if not restores and not bool(match.task.any()):
         out[...] = pixels
         return match.task, match.scores, len(rows) * len(columns)
     spread = [_spreading(match.readout.shape[2], length // stride, match.readout) for length in padded]
@@ -267,12 +268,12 @@ def _restore_tiled(
     def readout_at(y_cells: slice, x_cells: slice) -> Tensor:
         return spread[0][y_cells] @ match.readout @ spread[1][x_cells].T
 
-    if attention and bool(match.restores.any()):
+    if attention and restores:
         attention.share_in_decoder(readout_at)
 
     def restored(y: _Window, x: _Window) -> Tensor:
         image = cleared = photo.cleared(y.start, x.start, y.stop - y.start, x.stop - x.start)
-        if bool(match.restores.any()):
+        if restores:
             features = kept.pop((y.start, x.start), None) or model.encode(cleared)
             _, value = model.query(features.deep)
             image = model.decode(cleared, features, value, readout_at(y.cells(stride), x.cells(stride)))
