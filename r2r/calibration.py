@@ -56,7 +56,7 @@ def _scores(model: R2R, lq: Tensor, told: Tensor) -> Tensor:
 
     if not model.bank.smooth_tasks:
         return votes(lq)
-    cleared, _ = model.clear(lq, told.to(lq.device))
+    cleared = model.clear(lq, told.to(lq.device)).image
     return torch.where(model.bank.smooth, votes(small_copy(lq)), votes(cleared))
 
 

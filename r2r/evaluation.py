@@ -356,11 +356,11 @@ def _evaluate_image(
     lq, hq = centre_crop(pair.lq)[None].to(device), centre_crop(pair.hq)
     synchronise(device)
     start = time.perf_counter()
-    cleared, layer = model.clear(lq)
-    features = model.encode(cleared)
+    cleared = model.clear(lq)
+    features = cleared.features or model.encode(cleared.image)
     query, value = model.query(features.deep)
-    match = model.match(query, None, layer)
-    image = model.finish(cleared, features, value, match)
+    match = model.match(query, None, cleared.layer)
+    image = model.finish(cleared.image, features, value, match)
     synchronise(device)
     elapsed = time.perf_counter() - start
 
@@ -368,10 +368,10 @@ def _evaluate_image(
         told = _told(model, tasks, device)
         if torch.equal(told, match.task):
             return blind
-        other, its_layer = model.clear(lq, told)
-        if not torch.equal(other, cleared):
+        other = model.clear(lq, told)
+        if not torch.equal(other.image, cleared.image):
             return _quality(model._restored(lq, told).image, hq)
-        return _quality(model.finish(cleared, features, value, model.match(query, told, its_layer)), hq)
+        return _quality(model.finish(cleared.image, features, value, model.match(query, told, other.layer)), hq)
 
     blind = _quality(image, hq)
     taken = match.task[0].tolist()

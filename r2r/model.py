@@ -22,7 +22,7 @@ from r2r.bank import DegradationBank, Slots
 from r2r.errors import InputError
 from r2r.files import umask
 from r2r.pretrained import CONFIG, HUB, WEIGHTS, read_config, read_model
-from r2r.smooth import Layer, gain_and_offset, small_copy
+from r2r.smooth import UNDONE_SIDE, Layer, gain_and_offset, small_copy
 from r2r.weights import default_weights
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
 from r2r_kernels.reference import area_resize, task_mask
@@ -63,6 +63,15 @@ class Match(NamedTuple):
     task: Tensor
     scores: Tensor
     restores: Tensor
+
+
+class Cleared(NamedTuple):
+    """`image` [N, 3, H, W] without the smooth `layer`, None for a model without smooth tasks. What was changed is in
+    [0, 1]. `features` of the image, where they are known already."""
+
+    image: Tensor
+    layer: Layer | None
+    features: Features | None
 
 
 class R2R(nn.Module, PyTorchModelHubMixin):
@@ -232,28 +241,31 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         """The deepest features -> D_K [N, Ck, h, w] and D_V [N, Cv, h, w] (R2R, equation 1)."""
         return self.query_key(deep), self.query_value(deep)
 
-    def clear(self, lq: Tensor, task: Task = None) -> tuple[Tensor, Layer | None]:
-        """lq [N, 3, H, W] without what lies over it smoothly, and what that was; lq itself and None for a model without
-        smooth tasks. Values that were changed are in [0, 1]."""
+    def clear(self, lq: Tensor, task: Task = None) -> Cleared:
+        """lq [N, 3, H, W] without what lies over it smoothly; lq itself for a model without smooth tasks."""
         if not self.bank.smooth_tasks:
-            return lq, None
-        layer = self.smooth_layer(small_copy(lq), task)
-        return layer.taken_off(lq, lq.shape[2:]), layer
+            return Cleared(lq, None, None)
+        small = small_copy(lq)
+        features = self.encode(small)
+        layer = self.smooth_layer(small, features, task)
+        image = layer.taken_off(lq, lq.shape[2:])
+        return Cleared(image, layer, features if image is small else None)
 
-    def smooth_layer(self, small: Tensor, task: Task = None) -> Layer:
-        """What lies smoothly over photos with the small copies `small` [N, 3, h, w]; `task` as in `restore`, of which
-        only smooth ones count."""
+    def smooth_layer(self, small: Tensor, features: Features, task: Task = None) -> Layer:
+        """What lies smoothly over photos with the small copies `small` [N, 3, h, w] and their features; `task` as in
+        `restore`, of which only smooth ones count."""
         self._check_bank()
         bank = self.bank
-        features = self.encode(small)
-        key, value = self.query(features.deep)
-        scores = bank.calibrated(self.vote(key))
+        scores = bank.calibrated(self.vote(self.query(features.deep)[0]))
         told = self._told(task, small.shape[0], small.device)
         found = (scores > 0 if told is None else told) & bank.smooth
         if _may_ask(small) and not bool(found.any()):
             return Layer(found, scores, None, None)
-        restored = self.decode(small, features, value, self._readout(key, found, scores)).clamp(0, 1)
-        return Layer(found, scores, *gain_and_offset(small, restored))
+        smaller = small_copy(small, UNDONE_SIDE)
+        features = self.encode(smaller)
+        key, value = self.query(features.deep)
+        restored = self.decode(smaller, features, value, self._readout(key, found, scores)).clamp(0, 1)
+        return Layer(found, scores, *gain_and_offset(smaller, restored))
 
     def match(self, query: Tensor, task: Task = None, layer: Layer | None = None) -> Match:
         """D_K -> what the bank holds for it. Queries of any size are area-pooled to the bank's resolution.
@@ -382,11 +394,11 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         return Restoration(image if strength == 1 else torch.lerp(lq, image, strength), chosen, scores)
 
     def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
-        cleared, layer = self.clear(lq, told)
-        features = self.encode(cleared)
+        cleared = self.clear(lq, told)
+        features = cleared.features or self.encode(cleared.image)
         key, value = self.query(features.deep)
-        match = self.match(key, told, layer)
-        return Restoration(self.finish(cleared, features, value, match), match.task, match.scores)
+        match = self.match(key, told, cleared.layer)
+        return Restoration(self.finish(cleared.image, features, value, match), match.task, match.scores)
 
     def finish(self, lq: Tensor, features: Features, value: Tensor, match: Match) -> Tensor:
         """`decode` where something was found; images in which nothing was are given back as they are."""

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from r2r_kernels.reference import area_resize, local_mean_2d
 
-SIDE = 256  # pixels of the small copy's longer side
-_WINDOW = 17  # pixels of the small copy over which one gain and one offset hold
+# Pixels of the longer side of the copy in which faults are looked for, and of the smaller one in which they are undone.
+# Measured for haze with the weights that come along: docs/blind.md.
+SIDE, UNDONE_SIDE = 512, 256
+_WINDOW = 17  # pixels of the smaller copy over which one gain and one offset hold
 _EPSILON = 3e-5  # variance of values in [0, 1] below which the gain goes to 0; thick haze leaves little more
 
 
 class Layer(NamedTuple):
     """What lies over photos smoothly. `task` bool [N, T]: smooth tasks that were found, or told; `scores` [N, T] of the
-    small copies. The photo without it is gain * photo + offset, both [N, 3, h, w] as the small copies are; None where
-    no photo has any."""
+    small copies. The photo without it is gain * photo + offset, both [N, 3, h, w]; None where no photo has any."""
 
     task: Tensor
     scores: Tensor
@@ -37,16 +38,17 @@ class Layer(NamedTuple):
         return torch.where(self.task.any(1)[:, None, None, None], (gain * part + offset).clamp(0, 1), part)
 
 
-def small_size(height: int, width: int) -> tuple[int, int]:
+def small_size(height: int, width: int, side: int = SIDE) -> tuple[int, int]:
     """Height and width of a photo's small copy."""
     longest = torch.sym_max(height, width)
-    side = torch.sym_min(longest, SIDE)
+    side = torch.sym_min(longest, side)
     return tuple(torch.sym_max(1, (length * side + longest // 2) // longest) for length in (height, width))
 
 
-def small_copy(photos: Tensor) -> Tensor:
+def small_copy(photos: Tensor, side: int = SIDE) -> Tensor:
     """[N, 3, H, W] -> [N, 3, h, w], each value the mean of the area it covers."""
-    return area_resize(photos, *small_size(*photos.shape[2:]))
+    height, width = photos.shape[2:]
+    return area_resize(photos, *small_size(height, width, side))
 
 
 def gain_and_offset(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from r2r.data.images import from_float, to_float
 from r2r.device import device_of, free_memory
 from r2r.errors import InputError
 from r2r.model import R2R, Features, Task
-from r2r.smooth import small_size
+from r2r.smooth import Layer, small_size
 from r2r_kernels.nn import FoldedNAFBlock, NAFBlock
 from r2r_kernels.reference import area_resize
 
@@ -290,7 +290,10 @@ class _Photo:
     def __init__(self, model: R2R, pixels: np.ndarray, task: Task) -> None:
         self.pixels = pixels
         self.device = device_of(model)
-        self.layer = model.smooth_layer(self._small(), task) if model.bank.smooth_tasks else None
+        self.layer: Layer | None = None
+        if model.bank.smooth_tasks:
+            small = self._small()
+            self.layer = model.smooth_layer(small, model.encode(small), task)
 
     def part(self, top: int, left: int, height: int, width: int) -> Tensor:
         """float32 [1, 3, height, width], less where the photo ends, from where on it is padded."""

@@ -18,7 +18,7 @@ from r2r.data.dataset import EvaluationPair
 from r2r.evaluation import EvaluationSet, evaluate
 from r2r.frozen import inference_form
 from r2r.metrics import centre_crop, psnr
-from r2r.smooth import SIDE, Layer, gain_and_offset, small_copy, small_size
+from r2r.smooth import SIDE, UNDONE_SIDE, Layer, gain_and_offset, small_copy, small_size
 from r2r.tiling import _BYTES_PER_BAND_PIXEL, _bytes_per_pixel, restore_photo
 from r2r.training import build_model
 from tests.conftest import TINY, fill_randomly
@@ -44,13 +44,13 @@ def finding(model: R2R, *tasks: str) -> R2R:
 
 
 def test_small_copies_have_the_photos_shape() -> None:
-    assert small_size(4000, 6000) == (171, SIDE)
-    assert small_size(300, 256) == (SIDE, 218)
+    assert small_size(4000, 6000) == (341, SIDE)
+    assert small_size(600, 512) == (SIDE, 437)
     assert small_size(100, SIDE) == (100, SIDE)
     assert small_size(1, 5000) == (1, SIDE)
-    assert small_copy(PHOTO).shape == (1, 3, 171, SIDE)
+    assert small_copy(PHOTO).shape == (1, 3, 341, SIDE)
     wanted = F.interpolate(PHOTO[:, :, :384, :512], scale_factor=0.5, mode="area")
-    torch.testing.assert_close(small_copy(PHOTO[:, :, :384, :512]), wanted)
+    torch.testing.assert_close(small_copy(PHOTO[:, :, :384, :512], 256), wanted)
     assert torch.equal(small_copy(PHOTO[:, :, :77, :99]), PHOTO[:, :, :77, :99])
 
 
@@ -58,7 +58,7 @@ def test_haze_over_a_photo_is_taken_off_with_what_its_small_copy_shows() -> None
     height, width = PHOTO.shape[2:]
     clear = 0.8 - 0.5 * torch.linspace(0, 1, height)[:, None] * torch.linspace(1, 0.5, width)
     hazy = PHOTO * clear + 0.9 * (1 - clear)
-    gain, offset = gain_and_offset(small_copy(hazy), small_copy(PHOTO))
+    gain, offset = gain_and_offset(small_copy(hazy, UNDONE_SIDE), small_copy(PHOTO, UNDONE_SIDE))
     layer = Layer(torch.tensor([[True]]), torch.zeros(1, 1), gain, offset)
     restored = layer.taken_off(hazy, (height, width))
     assert float(psnr(hazy, PHOTO)) < 12
@@ -78,9 +78,8 @@ def test_between_the_cells_of_a_layer_it_is_interpolated() -> None:
 
 
 def test_a_photo_without_a_layer_stays_bit_for_bit_beside_one_with(model: R2R) -> None:
-    layer = model.smooth_layer(
-        small_copy(PHOTO).expand(2, -1, -1, -1), torch.tensor([[True, True, True], [True, True, False]])
-    )
+    small = small_copy(PHOTO).expand(2, -1, -1, -1)
+    layer = model.smooth_layer(small, model.encode(small), torch.tensor([[True, True, True], [True, True, False]]))
     cleared = layer.taken_off(PHOTO.expand(2, -1, -1, -1), PHOTO.shape[2:])
     assert torch.equal(cleared[1:], PHOTO)
     assert (cleared[0] - PHOTO).abs().mean() > 0.01
@@ -91,7 +90,7 @@ def test_smooth_tasks_come_first_and_the_others_see_what_is_left(model: R2R) -> 
     nothing = model.restore(PHOTO)
     assert torch.equal(nothing.image, PHOTO)
     assert not nothing.task.any()
-    cleared, layer = finding(model, "dehaze").clear(PHOTO)
+    cleared, layer, _ = finding(model, "dehaze").clear(PHOTO)
     assert layer is not None
     hazy = model.restore(PHOTO)
     assert hazy.task.tolist() == [[False, False, True]]
@@ -175,7 +174,7 @@ def test_calibration_takes_the_scores_that_restoring_takes(model: R2R) -> None:
     model.bank.offset.zero_()
     hazy = EvaluationSet("haze", (2,), [EvaluationPair("photo", PHOTO[0], PHOTO[0], torch.zeros(()))])
     (scores,) = observe(model, [hazy]).scores
-    cleared, layer = model.clear(PHOTO, "dehaze")
+    cleared, layer, _ = model.clear(PHOTO, "dehaze")
     assert layer is not None
     assert scores[2] == layer.scores[0, 2]
     torch.testing.assert_close(scores[:2], model.match(model.query(model.encode(cleared).deep)[0]).scores[0, :2])

@@ -32,7 +32,8 @@ def model() -> fast.R2R:
 
 
 def degraded(photo: str, spec: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-    clean = PHOTOS[photo].astype(np.float32) / 255
+    """A photo as it is, whole, or a part of it that is degraded."""
+    clean = (getattr(skimage.data, photo)() if spec is None else PHOTOS[photo]).astype(np.float32) / 255
     lq = clean if spec is None else parse_degradation(spec)(clean, np.random.default_rng(0))
     first, second = (torch.from_numpy(x).permute(2, 0, 1)[None].contiguous() for x in (lq, clean))
     return first, second
