@@ -564,7 +564,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
 
 def _may_ask(images: Tensor) -> bool:
     """Whether work may depend on values. A GPU must not wait for the host, and a program is to hold for all cases."""
-    return not (images.is_cuda or torch.compiler.is_compiling())
+    return images.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _mirrored(x: Tensor, down: int, across: int) -> Tensor:
