@@ -386,7 +386,7 @@ def training_rivals(
 ) -> list[Rival]:
     """One step of pretraining. batch: (LQ, HQ, labels); the first half is restored, the second builds the bank. dtype:
     of autocast. Where nothing is tuned the NAF blocks are compiled one by one, as PyTorch advises for a model that
-    repeats blocks: it takes a fraction of the time that the whole model takes."""
+    repeats blocks, since compiling the whole model takes minutes."""
 
     def step(name: str, mode: str | None = "") -> Contender:
         model = build_model(name, preset, device, torch.float32, training=True)
