@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -56,13 +56,13 @@ class Features(NamedTuple):
 
 
 class Match(NamedTuple):
-    """`readout` [N, Cv, b, b] at the bank's resolution; `task` and `scores` as in `Restoration`; `restores` bool [N],
-    False where the readout is of no task that was found, and the image stays as it is."""
+    """`readout` [N, Cv, b, b] at the bank's resolution; `task` and `scores` as in `Restoration`; `strength` float32
+    [N], how much of what the readout restores is mixed in. It is 0 where the readout is of no task that was found."""
 
     readout: Tensor
     task: Tensor
     scores: Tensor
-    restores: Tensor
+    strength: Tensor
 
 
 class Cleared(NamedTuple):
@@ -88,8 +88,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     `padded`. window: side, in pixels, of the windows over which channel attention takes its means and
     from which tasks are voted for when the model restores; 0 takes the whole image (published). smooth_tasks: those of
     mixtures whose fault varies smoothly over a photo, as haze does. When the model restores, it looks for them first,
-    in a small copy, and removes them from there (`r2r.smooth`); the other tasks see what is left. amalgamator: False
-    leaves it out; such a model restores, and trains on a fixed bank.
+    in a small copy, and removes them from there (`r2r.smooth`); the other tasks see what is left. strengths: by task,
+    how much of its restoration is mixed in when the model restores, in [0, 1], where that is not 1; of several tasks
+    found together the mean. amalgamator: False leaves it out; such a model restores, and trains on a fixed bank.
     """
 
     eager = True
@@ -113,6 +114,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         padding: Literal["mirror", "zeros"] = "mirror",
         window: int = 0,
         smooth_tasks: Sequence[str] = (),
+        strengths: Mapping[str, float] | None = None,
         amalgamator: bool = True,
     ) -> None:
         super().__init__()
@@ -130,6 +132,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         if not set(smooth_tasks) <= set(tasks if mixtures else ()):
             accepted = ", ".join(tasks) if mixtures else "none, as this is no model for mixtures"
             raise ValueError(f"smooth_tasks are {', '.join(smooth_tasks)}; accepted: {accepted}")
+        strengths = dict(strengths or {})
+        if not all(task in tasks and 0 <= strength <= 1 for task, strength in strengths.items()):
+            raise ValueError(f"strengths must be 0..1, of tasks among {', '.join(tasks)}; got {strengths}")
         if padding not in ("mirror", "zeros"):
             raise ValueError(f'padding must be "mirror" or "zeros", got {padding!r}')
         eager = self.eager
@@ -144,7 +149,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         self.query_key = nn.Conv2d(deepest, key_channels, 3, padding=1)
         self.query_value = nn.Conv2d(deepest, deepest, 3, padding=1)
         slots = capacity - capacity // 5 + 1
-        self.bank = DegradationBank(tasks, slots, key_channels, deepest, bank_size, smooth_tasks)
+        self.bank = DegradationBank(tasks, slots, key_channels, deepest, bank_size, smooth_tasks, strengths)
         self.retrieval = BankRetrieval(similarity, "multi" if mixtures else matching, eager)
         self.fusion = GatedConv2d(deepest, gate_kernel, eager)
         self.decoder = Decoder(width, decoder_blocks, eager)
@@ -181,8 +186,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     @property
     def config(self) -> dict[str, Any]:
         """Keyword arguments that build this model anew."""
-        own = {"smooth_tasks": list(self.bank.smooth_tasks), "amalgamator": self.amalgamator is not None}
-        return {"tasks": list(self.tasks), **self._sizes, "window": self.window, **own}
+        bank = {"smooth_tasks": list(self.bank.smooth_tasks), "strengths": dict(self.bank.strengths)}
+        own = {"window": self.window, **bank, "amalgamator": self.amalgamator is not None}
+        return {"tasks": list(self.tasks), **self._sizes, **own}
 
     @property
     def window(self) -> int:
@@ -265,7 +271,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         features = self.encode(smaller)
         key, value = self.query(features.deep)
         restored = self.decode(smaller, features, value, self._readout(key, found, scores)).clamp(0, 1)
-        return Layer(found, scores, *gain_and_offset(smaller, restored))
+        return Layer(found, scores, *gain_and_offset(smaller, mixed(smaller, restored, bank.strength(found))))
 
     def match(self, query: Tensor, task: Task = None, layer: Layer | None = None) -> Match:
         """D_K -> what the bank holds for it. Queries of any size are area-pooled to the bank's resolution.
@@ -283,7 +289,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
                 scores = torch.where(bank.smooth, layer.scores, scores)
             found = scores > 0 if told is None else told
             left = found if layer is None else found & ~bank.smooth
-            return Match(self._readout(query, left, scores), found, scores, left.any(1))
+            return Match(self._readout(query, left, scores), found, scores, bank.strength(left))
         slots = bank.slots
         pooled = area_resize(query, bank.size, bank.size)
         if not self.window:
@@ -294,7 +300,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             found = scores.argmax(1) if told is None else told
             soft = told is None and self.retrieval.mode == "soft"
             readout, _ = self.retrieval(pooled, *slots, None if soft else found)
-        return Match(readout, found, scores, torch.ones_like(found, dtype=torch.bool))
+        return Match(readout, found, scores, bank.strength(F.one_hot(found, len(self.tasks)).bool()))
 
     def _readout(self, query: Tensor, tasks: Tensor, scores: Tensor) -> Tensor:
         """What the bank of a model for mixtures holds for these tasks, bool [N, T]: [N, Cv, b, b]. Where an image has
@@ -401,13 +407,11 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         return Restoration(self.finish(cleared.image, features, value, match), match.task, match.scores)
 
     def finish(self, lq: Tensor, features: Features, value: Tensor, match: Match) -> Tensor:
-        """`decode` where something was found; images in which nothing was are given back as they are."""
-        if not self.mixtures:
-            return self.decode(lq, features, value, match.readout)
-        if _may_ask(lq) and not bool(match.restores.any()):
+        """`decode`, mixed in as the match says; images in which nothing was found are given back as they are."""
+        if _may_ask(lq) and not bool(match.strength.any()):
             return lq.clone()
         image = self.decode(lq, features, value, match.readout)
-        return torch.where(match.restores[:, None, None, None], image, lq.to(image.dtype))
+        return mixed(lq, image, match.strength) if self.mixtures or self.bank.strengths else image
 
     def _build_bank(self, lq: Tensor, hq: Tensor, labels: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:
         if self.amalgamator is None:
@@ -560,6 +564,11 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
             raise InputError(f"{weights} does not fit its config.json: {first}") from error
         return model.eval()
+
+
+def mixed(before: Tensor, after: Tensor, strength: Tensor) -> Tensor:
+    """Images [N, 3, H, W] with so much [N] of what was changed, in the dtype of `after`. 0 and 1 give one's bits."""
+    return torch.lerp(before.to(after.dtype), after, strength[:, None, None, None].to(after.dtype))
 
 
 def _may_ask(images: Tensor) -> bool:

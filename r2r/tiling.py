@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from r2r.data.images import from_float, to_float
 from r2r.device import device_of, free_memory
 from r2r.errors import InputError
-from r2r.model import R2R, Features, Task
+from r2r.model import R2R, Features, Task, mixed
 from r2r.smooth import Layer, small_size
 from r2r_kernels.nn import FoldedNAFBlock, NAFBlock
 from r2r_kernels.reference import area_resize
@@ -259,7 +259,7 @@ def _restore_tiled(
         attention.share_in_encoder()
     query, kept = _assemble_query(model, photo, tell, rows, columns, padded, budget)
     match = model.match(query, task, photo.layer)
-    restores = bool(match.restores.any())
+    restores = bool(match.strength.any())
     if not restores and not bool(match.task.any()):
         out[...] = pixels
         return match.task, match.scores, len(rows) * len(columns)
@@ -276,7 +276,8 @@ def _restore_tiled(
         if restores:
             features = kept.pop((y.start, x.start), None) or model.encode(cleared)
             _, value = model.query(features.deep)
-            image = model.decode(cleared, features, value, readout_at(y.cells(stride), x.cells(stride)))
+            decoded = model.decode(cleared, features, value, readout_at(y.cells(stride), x.cells(stride)))
+            image = mixed(cleared, decoded, match.strength)
         tell()
         return torch.lerp(photo.part(y.start, x.start, *image.shape[2:]), image.float(), strength).cpu()
 

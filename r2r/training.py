@@ -96,7 +96,8 @@ def build_model(config: TrainConfig, mixtures: bool) -> R2R:
     sizes = PRESETS[config.preset]
     if initial is not None:
         smooth = [task for task in initial.bank.smooth_tasks if mixtures and task in config.tasks]
-        sizes = {**initial.config, "smooth_tasks": smooth, "amalgamator": True}
+        strengths = {task: strength for task, strength in initial.bank.strengths.items() if task in config.tasks}
+        sizes = {**initial.config, "smooth_tasks": smooth, "strengths": strengths, "amalgamator": True}
     sizes = {**sizes, "mixtures": mixtures, **config.model, "tasks": config.tasks}
     torch.manual_seed(config.seed)
     kind = R2R if config.eager else fast.R2R
