@@ -587,6 +587,10 @@ def bank(
     for index, name in enumerate(loaded.tasks):
         table.add_row(name, str(int(loaded.bank.counts[index])), *(f"{x:.2f}" for x in likeness[index].tolist()))
     console.print(table)
+    for name in loaded.bank.smooth_tasks:
+        console.print(f"{name}: looked for and undone in a small copy of the photo")
+    for name, strength in loaded.bank.strengths.items():
+        console.print(f"{name}: {strength:g} of what the model changes is mixed in")
     if plot is not None:
         from r2r.evaluation import load_sets
         from r2r.figures import plot_bank

@@ -288,6 +288,14 @@ def test_degrade_then_evaluate(model: Path, photos: Path, tmp_path: Path) -> Non
     refused(r2r("evaluate", "--model", model, "--task", "dehaze", "--clean", photos), "unknown task 'dehaze'")
 
 
+def test_bank_says_which_tasks_are_undone_in_another_way(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"mixtures": True, "smooth_tasks": ["derain"], "strengths": {"denoise": 0.25}}
+    R2R(("denoise", "derain"), **TINY, **settings).save_pretrained(tmp_path)
+    shown = r2r("bank", tmp_path)
+    assert "derain: looked for and undone in a small copy of the photo" in shown.stdout
+    assert "denoise: 0.25 of what the model changes is mixed in" in shown.stdout
+
+
 def test_bank_shows_drops_and_takes_over_tasks(model: Path, tmp_path: Path) -> None:
     shown = r2r("bank", model)
     assert shown.returncode == 0, shown.stderr
