@@ -51,6 +51,8 @@ def onnx_runtime(build: Callable[[], R2R], preset: str, lq: Tensor, dtype: torch
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads would go on waiting in a loop after a call, and take the processors from the next rival.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(exported(build, preset), options, providers=["CPUExecutionProvider"])
     given = {"lq": lq.numpy()}
     return Contender({"": lambda: _tensor(session.run(None, given)[0])}, compiles=True)
