@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from r2r import R2R
+from r2r.tiling import _BYTES_PER_BAND_PIXEL, RestoredPhoto, _bytes_per_pixel, restore_photo
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY: dict[str, Any] = {
@@ -47,3 +49,20 @@ def fill_randomly(model: R2R) -> None:
     bank = model.bank
     present = torch.ones(len(bank.tasks), dtype=torch.bool)
     bank.replace(torch.rand_like(bank.keys), torch.rand_like(bank.values), present)
+
+
+def with_the_same_attention_everywhere(model: R2R) -> R2R:
+    """Channel attention that does not depend on the image. That of tiles only comes near to that of one piece."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".sca." in name and name.endswith("weight"):
+                parameter.zero_()
+    return model
+
+
+def whole_and_tiled(model: R2R, pixels: np.ndarray, **how: Any) -> tuple[RestoredPhoto, RestoredPhoto]:
+    """A photo restored in one piece, and in tiles of 224²."""
+    memory = 224**2 * _bytes_per_pixel(model) + 224 * pixels.shape[1] * _BYTES_PER_BAND_PIXEL
+    whole, tiled = (restore_photo(model, pixels, memory=given, **how) for given in (None, memory))
+    assert (whole.tiles, tiled.tiles > 1) == (1, True)
+    return whole, tiled

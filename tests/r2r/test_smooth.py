@@ -19,9 +19,8 @@ from r2r.evaluation import EvaluationSet, evaluate
 from r2r.frozen import inference_form
 from r2r.metrics import centre_crop, psnr
 from r2r.smooth import SIDE, UNDONE_SIDE, Layer, gain_and_offset, small_copy, small_size
-from r2r.tiling import _BYTES_PER_BAND_PIXEL, _bytes_per_pixel, restore_photo
 from r2r.training import build_model
-from tests.conftest import TINY, fill_randomly
+from tests.conftest import TINY, fill_randomly, whole_and_tiled, with_the_same_attention_everywhere
 
 TASKS = ("denoise", "derain", "dehaze")
 PHOTO = torch.from_numpy(data.coffee()).permute(2, 0, 1)[None] / 255  # [1, 3, 400, 600]
@@ -127,21 +126,15 @@ def test_photos_of_a_batch_are_restored_as_alone(model: R2R) -> None:
 
 @pytest.mark.parametrize("found", [("dehaze",), ("dehaze", "denoise"), ()])
 def test_tiles_give_what_one_piece_gives(model: R2R, found: tuple[str, ...]) -> None:
-    finding(model, *found)
-    with torch.no_grad():  # attention that does not depend on the image, which tiles only come near to
-        for name, parameter in model.named_parameters():
-            if ".sca." in name and name.endswith("weight"):
-                parameter.zero_()
+    finding(with_the_same_attention_everywhere(model), *found)
     pixels = np.ascontiguousarray(PHOTO[0, :, :400, :420].permute(1, 2, 0).numpy())
-    memory = 224**2 * _bytes_per_pixel(model) + 224 * 420 * _BYTES_PER_BAND_PIXEL
-    whole, tiled = (restore_photo(model, pixels, memory=given) for given in (None, memory))
-    assert (whole.tiles, tiled.tiles > 1) == (1, True)
+    whole, tiled = whole_and_tiled(model, pixels)
     assert set(whole.tasks) == set(tiled.tasks) == set(found)
     assert np.abs(whole.pixels - tiled.pixels).max() < 2e-3
     assert list(tiled.scores.values()) == pytest.approx(list(whole.scores.values()), rel=1e-3)
     assert (np.abs(whole.pixels - pixels).max() > 0.01) == bool(found)
-    half = [restore_photo(model, pixels, memory=given, strength=0.5).pixels for given in (None, memory)]
-    assert np.abs(half[0] - half[1]).max() < 2e-3
+    whole, tiled = whole_and_tiled(model, pixels, strength=0.5)
+    assert np.abs(whole.pixels - tiled.pixels).max() < 2e-3
 
 
 def test_frozen_and_fast_models_do_the_same(model: R2R) -> None:

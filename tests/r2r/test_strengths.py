@@ -16,9 +16,8 @@ from r2r.bank import DegradationBank
 from r2r.config import TrainConfig
 from r2r.errors import InputError
 from r2r.frozen import inference_form
-from r2r.tiling import _BYTES_PER_BAND_PIXEL, _bytes_per_pixel, restore_photo
 from r2r.training import build_model
-from tests.conftest import TINY, fill_randomly
+from tests.conftest import TINY, fill_randomly, whole_and_tiled, with_the_same_attention_everywhere
 
 TASKS = ("denoise", "derain", "dehaze")
 STRENGTHS = {"denoise": 0.25, "dehaze": 0.5}
@@ -87,21 +86,15 @@ def test_frozen_and_fast_models_do_the_same() -> None:
 
 
 def test_tiles_give_what_one_piece_gives() -> None:
-    model = made(mixtures=True, strengths=STRENGTHS)
-    with torch.no_grad():  # attention that does not depend on the image, which tiles only come near to
-        for name, parameter in model.named_parameters():
-            if ".sca." in name and name.endswith("weight"):
-                parameter.zero_()
+    model = with_the_same_attention_everywhere(made(mixtures=True, strengths=STRENGTHS))
     pixels = np.ascontiguousarray(PHOTO[0, :, :400, :420].permute(1, 2, 0).numpy())
-    memory = 224**2 * _bytes_per_pixel(model) + 224 * 420 * _BYTES_PER_BAND_PIXEL
     for task in ("denoise", "derain", "dehaze"):
-        whole, tiled = (restore_photo(model, pixels, task, memory=given) for given in (None, memory))
-        assert (whole.tiles, tiled.tiles > 1) == (1, True)
+        whole, tiled = whole_and_tiled(model, pixels, task=task)
         assert np.abs(whole.pixels - tiled.pixels).max() < 2e-3
         assert np.abs(whole.pixels - pixels).max() > 0.01
     model.bank.strengths["denoise"] = 0
-    left = restore_photo(model, pixels, "denoise", memory=memory).pixels
-    assert np.abs(left - pixels).max() < 1e-6
+    for restored in whole_and_tiled(model, pixels, task="denoise"):
+        assert np.abs(restored.pixels - pixels).max() < 1e-6
 
 
 def test_training_sees_all_of_a_restoration() -> None:
