@@ -30,8 +30,8 @@ class DegradationBank(KeepsLayout):
     each task uses (the first ones). A new bank is empty. The buffers travel with `state_dict()` and `.to()`; loading
     takes on the number of slots of what is loaded. `gain` and `offset` float32 [T] turn a task's score into the
     logarithm of its odds (`r2r.calibration`); 1 and 0 at first. `smooth_tasks`: names of those whose fault varies
-    smoothly over a photo (`r2r.smooth`). `strengths`: how much of a task's restoration is mixed in, in [0, 1], by name,
-    where that is not 1.
+    smoothly over a photo, `light_tasks` of those that change how bright it is (`r2r.overview`). `strengths`: how much
+    of a task's restoration is mixed in, in [0, 1], by name, where that is not 1.
     """
 
     keys: Tensor
@@ -49,10 +49,12 @@ class DegradationBank(KeepsLayout):
         size: int,
         smooth_tasks: Sequence[str] = (),
         strengths: Mapping[str, float] | None = None,
+        light_tasks: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
         self.smooth_tasks = tuple(name for name in self.tasks if name in smooth_tasks)
+        self.light_tasks = tuple(name for name in self.tasks if name in light_tasks)
         self.strengths = dict(strengths or {})
         self._empty = True
         self.register_buffer("keys", torch.zeros(len(self.tasks), slots, key_channels, size, size))
@@ -80,10 +82,18 @@ class DegradationBank(KeepsLayout):
     @property
     def smooth(self) -> Tensor:
         """bool [T]: which tasks are smooth."""
-        smooth = torch.zeros_like(self.counts, dtype=torch.bool)
-        for name in self.smooth_tasks:  # one by one, as a GPU that records a graph takes no list from the host
-            smooth[self.tasks.index(name)] = True
-        return smooth
+        return self._mask(self.smooth_tasks)
+
+    @property
+    def light(self) -> Tensor:
+        """bool [T]: which tasks change how bright a photo is."""
+        return self._mask(self.light_tasks)
+
+    def _mask(self, names: Sequence[str]) -> Tensor:
+        mask = torch.zeros_like(self.counts, dtype=torch.bool)
+        for name in names:  # one by one, as a GPU that records a graph takes no list from the host
+            mask[self.tasks.index(name)] = True
+        return mask
 
     def strength(self, tasks: Tensor) -> Tensor:
         """bool [N, T] -> float32 [N]: how much of the restoration of these tasks together is mixed in, the mean of
@@ -134,12 +144,13 @@ class DegradationBank(KeepsLayout):
         self.gain, self.offset = self.gain[kept], self.offset[kept]
         self.tasks = tuple(self.tasks[index] for index in kept)
         self.smooth_tasks = tuple(task for task in self.smooth_tasks if task != name)
+        self.light_tasks = tuple(task for task in self.light_tasks if task != name)
         self.strengths.pop(name, None)
         self._empty = True  # ask again
 
     def take_over(self, other: DegradationBank) -> tuple[str, ...]:
-        """Add the tasks of another bank that this one lacks, with their scale of scores and strengths, smooth ones as
-        such; returns their names."""
+        """Add the tasks of another bank that this one lacks, with their scale of scores and strengths, smooth ones and
+        those of light as such; returns their names."""
         added = tuple(name for name in other.tasks if name not in self.tasks)
         for index, name in enumerate(other.tasks):
             if name in added:
@@ -147,6 +158,7 @@ class DegradationBank(KeepsLayout):
                 self.add_task(name, other.keys[index, :slots], other.values[index, :slots])
                 self.gain[-1], self.offset[-1] = other.gain[index], other.offset[index]
         self.smooth_tasks += tuple(name for name in added if name in other.smooth_tasks)
+        self.light_tasks += tuple(name for name in added if name in other.light_tasks)
         self.strengths |= {name: strength for name, strength in other.strengths.items() if name in added}
         return added
 

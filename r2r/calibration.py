@@ -13,7 +13,7 @@ from r2r.device import device_of
 from r2r.errors import InputError
 from r2r.evaluation import EvaluationSet
 from r2r.model import R2R
-from r2r.smooth import small_copy
+from r2r.overview import small_copy
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,17 @@ def observe(
 
 
 def _scores(model: R2R, lq: Tensor, told: Tensor) -> Tensor:
-    """[1, T]: as they are when the model restores: of smooth tasks from the small copy, of the others from the photo
-    without what lies over it smoothly."""
+    """[1, T]: as they are when the model restores. Of smooth tasks they are from the small copy, of those of light from
+    the photo without what lies over it smoothly, of the others from what the model sees of that."""
 
     def votes(image: Tensor) -> Tensor:
         return model.vote(model.query(model.encode(image).deep)[0])
 
-    if not model.bank.smooth_tasks:
+    if not model.takes_overview:
         return votes(lq)
-    cleared = model.clear(lq, told.to(lq.device)).image
-    return torch.where(model.bank.smooth, votes(small_copy(lq)), votes(cleared))
+    bank, cleared = model.bank, model.clear(lq, told.to(lq.device))
+    scores = torch.where(bank.light, votes(cleared.image), votes(cleared.exposed))
+    return torch.where(bank.smooth, votes(small_copy(lq)), scores)
 
 
 def fit(seen: Observations) -> tuple[Tensor, Tensor]:

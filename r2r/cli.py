@@ -589,6 +589,8 @@ def bank(
     console.print(table)
     for name in loaded.bank.smooth_tasks:
         console.print(f"{name}: looked for and undone in a small copy of the photo")
+    for name in loaded.bank.light_tasks:
+        console.print(f"{name}: looked for in a small copy; without it, dark photos are brightened only in between")
     for name, strength in loaded.bank.strengths.items():
         console.print(f"{name}: {strength:g} of what the model changes is mixed in")
     if plot is not None:

@@ -357,9 +357,9 @@ def _evaluate_image(
     synchronise(device)
     start = time.perf_counter()
     cleared = model.clear(lq)
-    features = cleared.features or model.encode(cleared.image)
+    features = cleared.features or model.encode(cleared.exposed)
     query, value = model.query(features.deep)
-    match = model.match(query, None, cleared.layer)
+    match = model.match(query, None, cleared.overview)
     image = model.finish(cleared.image, features, value, match)
     synchronise(device)
     elapsed = time.perf_counter() - start
@@ -369,9 +369,9 @@ def _evaluate_image(
         if torch.equal(told, match.task):
             return blind
         other = model.clear(lq, told)
-        if not torch.equal(other.image, cleared.image):
+        if not torch.equal(other.exposed, cleared.exposed):
             return _quality(model._restored(lq, told).image, hq)
-        return _quality(model.finish(cleared.image, features, value, model.match(query, told, other.layer)), hq)
+        return _quality(model.finish(cleared.image, features, value, model.match(query, told, other.overview)), hq)
 
     blind = _quality(image, hq)
     taken = match.task[0].tolist()

@@ -67,8 +67,10 @@ class FrozenR2R(R2R):
         key, value = super().query(deep)
         return key.float(), value
 
-    def decode(self, lq: Tensor, features: Features, value: Tensor, readout: Tensor) -> Tensor:
-        return super().decode(lq, features, value, readout.to(value.dtype))
+    def decode(
+        self, lq: Tensor, features: Features, value: Tensor, readout: Tensor, exposure: Tensor | None = None
+    ) -> Tensor:
+        return super().decode(lq, features, value, readout.to(value.dtype), exposure)
 
     def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
         if not _replayable(lq):

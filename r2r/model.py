@@ -21,8 +21,8 @@ from r2r.backbone import Decoder, Encoder
 from r2r.bank import DegradationBank, Slots
 from r2r.errors import InputError
 from r2r.files import umask
+from r2r.overview import UNDONE_SIDE, Overview, exposure, gain_and_offset, small_copy
 from r2r.pretrained import CONFIG, HUB, WEIGHTS, read_config, read_model
-from r2r.smooth import UNDONE_SIDE, Layer, gain_and_offset, small_copy
 from r2r.weights import default_weights
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
 from r2r_kernels.reference import area_resize, task_mask
@@ -57,21 +57,28 @@ class Features(NamedTuple):
 
 class Match(NamedTuple):
     """`readout` [N, Cv, b, b] at the bank's resolution; `task` and `scores` as in `Restoration`; `strength` float32
-    [N], how much of what the readout restores is mixed in. It is 0 where the readout is of no task that was found."""
+    [N], how much of what the readout restores is mixed in. It is 0 where the readout is of no task that was found.
+    `exposure` as in `Overview`."""
 
     readout: Tensor
     task: Tensor
     scores: Tensor
     strength: Tensor
+    exposure: Tensor | None
 
 
 class Cleared(NamedTuple):
-    """`image` [N, 3, H, W] without the smooth `layer`, None for a model without smooth tasks. What was changed is in
-    [0, 1]. `features` of the image, where they are known already."""
+    """`image` [N, 3, H, W] without what lies smoothly over it, by the `overview`, None for a model that takes none.
+    What was changed is in [0, 1]. `features` of what the model is to see, where they are known already."""
 
     image: Tensor
-    layer: Layer | None
+    overview: Overview | None
     features: Features | None
+
+    @property
+    def exposed(self) -> Tensor:
+        """What the model is to see of the image."""
+        return self.image if self.overview is None else self.overview.exposed(self.image)
 
 
 class R2R(nn.Module, PyTorchModelHubMixin):
@@ -88,9 +95,11 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     `padded`. window: side, in pixels, of the windows over which channel attention takes its means and
     from which tasks are voted for when the model restores; 0 takes the whole image (published). smooth_tasks: those of
     mixtures whose fault varies smoothly over a photo, as haze does. When the model restores, it looks for them first,
-    in a small copy, and removes them from there (`r2r.smooth`); the other tasks see what is left. strengths: by task,
-    how much of its restoration is mixed in when the model restores, in [0, 1], where that is not 1; of several tasks
-    found together the mean. amalgamator: False leaves it out; such a model restores, and trains on a fixed bank.
+    in a small copy, and removes them from there (`r2r.overview`); the other tasks see what is left. light_tasks: those
+    of mixtures that change how bright an image is. Where one is suspected in the small copy, but not found, or
+    others are told, the model sees a dark image brightened, and what it changes there is darkened again. strengths: by
+    task, how much of its restoration is mixed in when the model restores, in [0, 1], where that is not 1; of several
+    tasks found together the mean. amalgamator: False leaves it out; such a model restores, and trains on a fixed bank.
     """
 
     eager = True
@@ -114,6 +123,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         padding: Literal["mirror", "zeros"] = "mirror",
         window: int = 0,
         smooth_tasks: Sequence[str] = (),
+        light_tasks: Sequence[str] = (),
         strengths: Mapping[str, float] | None = None,
         amalgamator: bool = True,
     ) -> None:
@@ -129,9 +139,10 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f'matching must be "hard" or "soft", got {matching!r}; mixtures choose by themselves')
         if capacity < 5:
             raise ValueError(f"capacity must be 5 or more, got {capacity}")
-        if not set(smooth_tasks) <= set(tasks if mixtures else ()):
-            accepted = ", ".join(tasks) if mixtures else "none, as this is no model for mixtures"
-            raise ValueError(f"smooth_tasks are {', '.join(smooth_tasks)}; accepted: {accepted}")
+        for name, some in (("smooth_tasks", smooth_tasks), ("light_tasks", light_tasks)):
+            if not set(some) <= set(tasks if mixtures else ()):
+                accepted = ", ".join(tasks) if mixtures else "none, as this is no model for mixtures"
+                raise ValueError(f"{name} are {', '.join(some)}; accepted: {accepted}")
         strengths = dict(strengths or {})
         if not all(task in tasks and 0 <= strength <= 1 for task, strength in strengths.items()):
             raise ValueError(f"strengths must be 0..1, of tasks among {', '.join(tasks)}; got {strengths}")
@@ -149,7 +160,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         self.query_key = nn.Conv2d(deepest, key_channels, 3, padding=1)
         self.query_value = nn.Conv2d(deepest, deepest, 3, padding=1)
         slots = capacity - capacity // 5 + 1
-        self.bank = DegradationBank(tasks, slots, key_channels, deepest, bank_size, smooth_tasks, strengths)
+        self.bank = DegradationBank(
+            tasks, slots, key_channels, deepest, bank_size, smooth_tasks, strengths, light_tasks
+        )
         self.retrieval = BankRetrieval(similarity, "multi" if mixtures else matching, eager)
         self.fusion = GatedConv2d(deepest, gate_kernel, eager)
         self.decoder = Decoder(width, decoder_blocks, eager)
@@ -186,7 +199,11 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     @property
     def config(self) -> dict[str, Any]:
         """Keyword arguments that build this model anew."""
-        bank = {"smooth_tasks": list(self.bank.smooth_tasks), "strengths": dict(self.bank.strengths)}
+        bank = {
+            "smooth_tasks": list(self.bank.smooth_tasks),
+            "light_tasks": list(self.bank.light_tasks),
+            "strengths": dict(self.bank.strengths),
+        }
         own = {"window": self.window, **bank, "amalgamator": self.amalgamator is not None}
         return {"tasks": list(self.tasks), **self._sizes, **own}
 
@@ -249,35 +266,48 @@ class R2R(nn.Module, PyTorchModelHubMixin):
 
     def clear(self, lq: Tensor, task: Task = None) -> Cleared:
         """lq [N, 3, H, W] without what lies over it smoothly; lq itself for a model without smooth tasks."""
-        if not self.bank.smooth_tasks:
+        if not self.takes_overview:
             return Cleared(lq, None, None)
         small = small_copy(lq)
         features = self.encode(small)
-        layer = self.smooth_layer(small, features, task)
-        image = layer.taken_off(lq, lq.shape[2:])
-        return Cleared(image, layer, features if image is small else None)
+        overview = self.overview(small, features, lq.shape[2:], task)
+        image = overview.taken_off(lq, lq.shape[2:])
+        return Cleared(image, overview, features if overview.exposed(image) is small else None)
 
-    def smooth_layer(self, small: Tensor, features: Features, task: Task = None) -> Layer:
-        """What lies smoothly over photos with the small copies `small` [N, 3, h, w] and their features; `task` as in
-        `restore`, of which only smooth ones count."""
+    @property
+    def takes_overview(self) -> bool:
+        """Whether there are tasks that are looked for in a small copy."""
+        return bool(self.bank.smooth_tasks or self.bank.light_tasks)
+
+    def overview(self, small: Tensor, features: Features, whole: Sequence[int], task: Task = None) -> Overview:
+        """Of photos of the height and width `whole` with the small copies `small` [N, 3, h, w] and their features;
+        `task` as in `restore`, of which only smooth ones and those of light count."""
         self._check_bank()
         bank = self.bank
         scores = bank.calibrated(self.vote(self.query(features.deep)[0]))
         told = self._told(task, small.shape[0], small.device)
+        brighter = None
+        if bank.light_tasks:
+            light = [bank.tasks.index(name) for name in bank.light_tasks]
+            brighter = exposure(small, scores[:, light], None if told is None else told[:, light], whole)
+            if _may_ask(small) and bool((brighter == 1).all()):
+                brighter = None
         found = (scores > 0 if told is None else told) & bank.smooth
-        if _may_ask(small) and not bool(found.any()):
-            return Layer(found, scores, None, None)
+        if not bank.smooth_tasks or (_may_ask(small) and not bool(found.any())):
+            return Overview(found, scores, None, None, brighter)
         smaller = small_copy(small, UNDONE_SIDE)
         features = self.encode(smaller)
         key, value = self.query(features.deep)
         restored = self.decode(smaller, features, value, self._readout(key, found, scores)).clamp(0, 1)
-        return Layer(found, scores, *gain_and_offset(smaller, mixed(smaller, restored, bank.strength(found))))
+        layer = gain_and_offset(smaller, mixed(smaller, restored, bank.strength(found)))
+        return Overview(found, scores, *layer, brighter)
 
-    def match(self, query: Tensor, task: Task = None, layer: Layer | None = None) -> Match:
+    def match(self, query: Tensor, task: Task = None, overview: Overview | None = None) -> Match:
         """D_K -> what the bank holds for it. Queries of any size are area-pooled to the bank's resolution.
 
         Each window of the image has a score of its own, their mean settles the tasks. The readout is the whole image's.
-        layer: what `clear` took off the image that asks; it settles the smooth tasks, and the readout is of the others.
+        overview: what `clear` gives with the image that asks. It settles the smooth tasks, and those of light where the
+        image is seen brightened; the readout is of all but the smooth ones.
         Raises ValueError where the bank is empty or `task` does not name tasks of it.
         """
         self._check_bank()
@@ -285,11 +315,12 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         told = self._told(task, query.shape[0], query.device)
         if self.mixtures:
             scores = bank.calibrated(self.vote(query))
-            if layer is not None:
-                scores = torch.where(bank.smooth, layer.scores, scores)
+            if overview is not None:
+                scores = torch.where(overview.settles(bank.smooth, bank.light), overview.scores, scores)
             found = scores > 0 if told is None else told
-            left = found if layer is None else found & ~bank.smooth
-            return Match(self._readout(query, left, scores), found, scores, bank.strength(left))
+            left = found if overview is None else found & ~bank.smooth
+            brighter = None if overview is None else overview.exposure
+            return Match(self._readout(query, left, scores), found, scores, bank.strength(left), brighter)
         slots = bank.slots
         pooled = area_resize(query, bank.size, bank.size)
         if not self.window:
@@ -300,7 +331,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             found = scores.argmax(1) if told is None else told
             soft = told is None and self.retrieval.mode == "soft"
             readout, _ = self.retrieval(pooled, *slots, None if soft else found)
-        return Match(readout, found, scores, bank.strength(F.one_hot(found, len(self.tasks)).bool()))
+        return Match(readout, found, scores, bank.strength(F.one_hot(found, len(self.tasks)).bool()), None)
 
     def _readout(self, query: Tensor, tasks: Tensor, scores: Tensor) -> Tensor:
         """What the bank of a model for mixtures holds for these tasks, bool [N, T]: [N, Cv, b, b]. Where an image has
@@ -327,10 +358,15 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             windows = F.unfold(pooled, size, stride=step).transpose(1, 2)
         return self.retrieval.scores(windows, self.bank.keys, self.bank.counts).mean(1)
 
-    def decode(self, lq: Tensor, features: Features, value: Tensor, readout: Tensor) -> Tensor:
-        """Fuse D_V with the readout (at the bank's or at D_V's resolution) and restore: -> [N, 3, H, W]."""
+    def decode(
+        self, lq: Tensor, features: Features, value: Tensor, readout: Tensor, exposure: Tensor | None = None
+    ) -> Tensor:
+        """Fuse D_V with the readout (at the bank's or at D_V's resolution) and restore: -> [N, 3, H, W]. exposure, as
+        in `Overview`: how much brighter than lq the image was of which the features are."""
         fused = self.fusion(value, readout)
         residual = self.ending(self.decoder(fused, features.skips))
+        if exposure is not None:
+            residual = residual / exposure[:, None, None, None]
         height, width = lq.shape[2:]
         if torch.compiler.is_exporting():
             # A slice's layout depends on whether it cuts anything off; a program is to hold for both cases.
@@ -401,16 +437,16 @@ class R2R(nn.Module, PyTorchModelHubMixin):
 
     def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
         cleared = self.clear(lq, told)
-        features = cleared.features or self.encode(cleared.image)
+        features = cleared.features or self.encode(cleared.exposed)
         key, value = self.query(features.deep)
-        match = self.match(key, told, cleared.layer)
+        match = self.match(key, told, cleared.overview)
         return Restoration(self.finish(cleared.image, features, value, match), match.task, match.scores)
 
     def finish(self, lq: Tensor, features: Features, value: Tensor, match: Match) -> Tensor:
         """`decode`, mixed in as the match says; images in which nothing was found are given back as they are."""
         if _may_ask(lq) and not bool(match.strength.any()):
             return lq.clone()
-        image = self.decode(lq, features, value, match.readout)
+        image = self.decode(lq, features, value, match.readout, match.exposure)
         return mixed(lq, image, match.strength) if self.mixtures or self.bank.strengths else image
 
     def _build_bank(self, lq: Tensor, hq: Tensor, labels: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor]:

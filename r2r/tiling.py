@@ -19,7 +19,7 @@ from r2r.data.images import from_float, to_float
 from r2r.device import device_of, free_memory
 from r2r.errors import InputError
 from r2r.model import R2R, Features, Task, mixed
-from r2r.smooth import Layer, small_size
+from r2r.overview import Overview, small_size
 from r2r_kernels.nn import FoldedNAFBlock, NAFBlock
 from r2r_kernels.reference import area_resize
 
@@ -74,8 +74,8 @@ def restore_photo(
     memory: bytes that the activations may take; by default half of what is free on the model's device, of which those
     of one tile take at most 2 GiB. A photo that needs more is restored in overlapping tiles, blended without seams,
     after a first pass over them has assembled one query for the whole photo: every tile gets its part of the same
-    readout, and the same channel attention. What lies smoothly over the photo (`r2r.smooth`) is taken off before, as
-    from one piece. Features of that pass are kept as far as the memory reaches; those of other tiles are made again.
+    readout, and the same channel attention. What a small copy shows (`r2r.overview`) is seen to before, as in one
+    piece. Features of that pass are kept as far as the memory reaches; those of other tiles are made again.
     What still differs from one piece is that attention: it comes from crops of the photo. In a model with a `window`
     each tile has its own, which differs only where the window reaches beyond the tile.
     Raises InputError for other arrays, NaN, values outside [0, 1], another strength, and a budget too small for the
@@ -258,7 +258,7 @@ def _restore_tiled(
         model = attention.model
         attention.share_in_encoder()
     query, kept = _assemble_query(model, photo, tell, rows, columns, padded, budget)
-    match = model.match(query, task, photo.layer)
+    match = model.match(query, task, photo.overview)
     restores = bool(match.strength.any())
     if not restores and not bool(match.task.any()):
         out[...] = pixels
@@ -274,9 +274,10 @@ def _restore_tiled(
     def restored(y: _Window, x: _Window) -> Tensor:
         image = cleared = photo.cleared(y.start, x.start, y.stop - y.start, x.stop - x.start)
         if restores:
-            features = kept.pop((y.start, x.start), None) or model.encode(cleared)
+            features = kept.pop((y.start, x.start), None) or model.encode(photo.exposed(cleared))
             _, value = model.query(features.deep)
-            decoded = model.decode(cleared, features, value, readout_at(y.cells(stride), x.cells(stride)))
+            readout = readout_at(y.cells(stride), x.cells(stride))
+            decoded = model.decode(cleared, features, value, readout, match.exposure)
             image = mixed(cleared, decoded, match.strength)
         tell()
         return torch.lerp(photo.part(y.start, x.start, *image.shape[2:]), image.float(), strength).cpu()
@@ -286,24 +287,28 @@ def _restore_tiled(
 
 
 class _Photo:
-    """Parts of a photo as the model takes them, and `layer`, what lies smoothly over the photo."""
+    """Parts of a photo as the model takes them, and the `overview` of it, None for a model that takes none."""
 
     def __init__(self, model: R2R, pixels: np.ndarray, task: Task) -> None:
         self.pixels = pixels
         self.device = device_of(model)
-        self.layer: Layer | None = None
-        if model.bank.smooth_tasks:
+        self.overview: Overview | None = None
+        if model.takes_overview:
             small = self._small()
-            self.layer = model.smooth_layer(small, model.encode(small), task)
+            self.overview = model.overview(small, model.encode(small), pixels.shape[:2], task)
 
     def part(self, top: int, left: int, height: int, width: int) -> Tensor:
         """float32 [1, 3, height, width], less where the photo ends, from where on it is padded."""
         return _as_tensor(self.pixels[top : top + height, left : left + width]).to(self.device)
 
     def cleared(self, top: int, left: int, height: int, width: int) -> Tensor:
-        """As `part`, without the layer."""
+        """As `part`, without what lies smoothly over the photo."""
         part = self.part(top, left, height, width)
-        return part if self.layer is None else self.layer.taken_off(part, self.pixels.shape[:2], top, left)
+        return part if self.overview is None else self.overview.taken_off(part, self.pixels.shape[:2], top, left)
+
+    def exposed(self, part: Tensor) -> Tensor:
+        """A part, or several, as the model is to see them."""
+        return part if self.overview is None else self.overview.exposed(part)
 
     def _small(self) -> Tensor:
         """`small_copy` of the photo, row by row, as no more of it than that may be in memory as floats."""
@@ -336,7 +341,7 @@ class _SharedAttention:
     def share_in_encoder(self) -> None:
         self.crops = torch.cat([self.photo.cleared(y, x, *self.size) for y in self.starts[0] for x in self.starts[1]])
         with self._shared(self.model.encoder):
-            self.features = self.model.encode(self.crops)
+            self.features = self.model.encode(self.photo.exposed(self.crops))
 
     def share_in_decoder(self, readout_at: Callable[[slice, slice], Tensor]) -> None:
         stride, (_, value) = self.model.stride, self.model.query(self.features.deep)
@@ -402,7 +407,8 @@ def _assemble_query(
     for y in rows:
         for x in columns:
             y_weight, x_weight = (F.avg_pool1d(one.weight[None], stride)[0].to(device) for one in (y, x))
-            features = model.encode(photo.cleared(y.start, x.start, y.stop - y.start, x.stop - x.start))
+            part = photo.cleared(y.start, x.start, y.stop - y.start, x.stop - x.start)
+            features = model.encode(photo.exposed(part))
             key, _ = model.query(features.deep)
             query[:, :, y.cells(stride), x.cells(stride)] += key * y_weight[:, None] * x_weight
             size = sum(part.nbytes for part in (features.deep, *features.skips))

@@ -95,9 +95,12 @@ def build_model(config: TrainConfig, mixtures: bool) -> R2R:
     initial = R2R.from_pretrained(config.init) if config.init else None
     sizes = PRESETS[config.preset]
     if initial is not None:
-        smooth = [task for task in initial.bank.smooth_tasks if mixtures and task in config.tasks]
+        seen_afar = {
+            name: [task for task in initial.config[name] if mixtures and task in config.tasks]
+            for name in ("smooth_tasks", "light_tasks")
+        }
         strengths = {task: strength for task, strength in initial.bank.strengths.items() if task in config.tasks}
-        sizes = {**initial.config, "smooth_tasks": smooth, "strengths": strengths, "amalgamator": True}
+        sizes = {**initial.config, **seen_afar, "strengths": strengths, "amalgamator": True}
     sizes = {**sizes, "mixtures": mixtures, **config.model, "tasks": config.tasks}
     torch.manual_seed(config.seed)
     kind = R2R if config.eager else fast.R2R

@@ -114,12 +114,15 @@ def test_half_precision_is_near(model: R2R, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "what",
-    [{"window": 32}, {"smooth_tasks": ["derain"]}, {"strengths": {"derain": 0.6, "dehaze": 0.1}}],
-    ids=["windows", "smooth tasks", "strengths"],
+    [
+        {"window": 32},
+        {"smooth_tasks": ["derain"]},
+        {"light_tasks": ["derain"]},
+        {"strengths": {"derain": 0.6, "dehaze": 0.1}},
+    ],
+    ids=["windows", "smooth tasks", "tasks of light", "strengths"],
 )
-def test_local_attention_votes_of_windows_smooth_tasks_and_strengths_are_exported_too(
-    tmp_path: Path, what: Any
-) -> None:
+def test_what_models_do_when_they_restore_is_exported_too(tmp_path: Path, what: Any) -> None:
     special = made(**what)
     export(special, tmp_path / "special.onnx")
     for runtime in (onnx_runtime, openvino):
