@@ -52,6 +52,14 @@ inline void normalise_tile(const NAFBlock<T>& op, int64_t n, const Surrounded& t
   }
 }
 
+// Rows of a plane, `columns` apart, as rows of an image of that width.
+template <class T>
+inline void store_rows(const float* from, int64_t columns, int64_t rows, int64_t count, T* to, int64_t width) {
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t p = 0; p < count; p += WIDTH) store_upto(to + r * width + p, load(from + r * columns + p), count - p);
+  }
+}
+
 template <class F, class T>
 void make_gated(
     const NAFBlock<T>& op, const F* conv1, int64_t n, const Tile& tile, int64_t begin, int64_t end, float* sums) {
@@ -87,6 +95,12 @@ void make_gated(
       float* plane = planes + i * size;
       if (tile.top == 0) __builtin_memset(plane, 0, columns * sizeof(float));
       if (tile.bottom == height) __builtin_memset(plane + (rows + 1) * columns, 0, columns * sizeof(float));
+    }
+    for (int64_t i = 0; op.kept.conv1 && i < 2 * pairs; i++) {
+      const int64_t channel = i < pairs ? c + i : channels + c + i - pairs;
+      store_rows(
+          planes + i * size + columns + tile.left - around.left, columns, rows, tile.right - tile.left,
+          op.kept.conv1 + (n * 2 * channels + channel) * op.x.pixels + tile.top * width + tile.left, width);
     }
     for (int64_t i = 0; i < pairs; i++) {
       const int64_t a = c + i, b = channels + a;
@@ -165,9 +179,10 @@ inline void attend(const NAFBlock<T>& op, int64_t n, const float* attention, int
   }
 }
 
-// gate(conv4(normed)) of `pixels` pixels.
-template <class F>
-inline void gate_of_conv4(const F* conv4, const float* bias, int64_t channels, const F* normed, F* gated, int64_t pixels) {
+// gate(conv4(normed)) of `pixels` pixels. Conv4's output is kept where `kept`, of planes of `plane` values, is not nullptr.
+template <class F, class T>
+inline void gate_of_conv4(
+    const F* conv4, const float* bias, int64_t channels, const F* normed, F* gated, int64_t pixels, T* kept, int64_t plane) {
   constexpr int UNIT = VALUES_OF<F>;
   const int64_t depth = channels / UNIT;
   for_blocks(channels, ROWS / 2, UNIT, [&](int64_t c, int64_t stop) {
@@ -176,6 +191,15 @@ inline void gate_of_conv4(const F* conv4, const float* bias, int64_t channels, c
         stop - c, conv4 + c * depth, conv4 + (channels + c) * depth, depth, normed, pixels,
         [=](auto& sums, int64_t pixel) __attribute__((always_inline)) {
           constexpr int M = sizeof(sums) / sizeof(sums[0]), V = sizeof(sums[0]) / sizeof(vec);
+          if (kept) {
+            unrolled<M>([&](auto i) __attribute__((always_inline)) {
+              const int64_t row = i < M / 2 ? c + i : channels + c + i - M / 2;
+              unrolled<V>([&](auto v) __attribute__((always_inline)) {
+                const int64_t at = pixel + v * WIDTH;
+                store_upto(kept + row * plane + at, sums[i][v] + bias[row], pixels - at);
+              });
+            });
+          }
           if constexpr (M / 2 % UNIT == 0) {
             F* to = gated + pixel / PANEL * PANEL * depth + pixel % PANEL;
             unrolled<M / 2 / UNIT>([&](auto unit) __attribute__((always_inline)) {
@@ -212,11 +236,16 @@ void make_result(
       attend(op, n, attention, start, pixels, gated);
       residual_convolution(conv3, w[CONV3_BIAS], w[BETA], channels, gated, x, y, pixels);
     }
+    for (int64_t first = 0; op.kept.y && first < pixels; first += PANEL) {
+      const Images<T> kept{op.kept.y, channels, op.x.pixels, false};
+      store_panel(y + first * channels, kept, n, start + first, least(PANEL, pixels - first));
+    }
     F* normed = x;  // x has served
     for (int64_t first = 0; first < pixels; first += PANEL) {
       normalise(y + first * channels, normed + first * depth, channels, w[NORM2_WEIGHT], w[NORM2_BIAS], op.eps);
     }
-    gate_of_conv4(conv4, w[CONV4_BIAS], channels, normed, gated, pixels);
+    T* of_conv4 = op.kept.conv4 ? op.kept.conv4 + n * 2 * channels * op.x.pixels + start : nullptr;
+    gate_of_conv4(conv4, w[CONV4_BIAS], channels, normed, gated, pixels, of_conv4, op.x.pixels);
     F* result = x;
     residual_convolution(conv5, w[CONV5_BIAS], w[GAMMA], channels, gated, y, result, pixels);
     for (int64_t first = 0; first < pixels; first += PANEL) {

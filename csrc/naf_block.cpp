@@ -34,6 +34,7 @@ NAFBlock<T> block(
       .x = images<const T>(x, channels_last),
       .result = images<T>(result, channels_last),
       .gated = data<T>(gated),
+      .kept = {},
       .height = x.size(2),
       .width = x.size(3),
       .eps = static_cast<float>(eps)};
@@ -90,18 +91,30 @@ template void make_result(const NAFBlock<bfloat16>&, int64_t, const float*);
 
 namespace {
 
-void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor result) {
+// kept: nullptr, or memory for what is kept.
+void run(
+    const Tensor& x, const std::vector<Tensor>& params, double eps, bool channels_last, const Tensor& result,
+    const Tensor* kept) {
   if (x.numel() == 0) return;
   // In NCHW gated lies in the memory of the result: a pixel of the result replaces it when it is made.
   const int64_t shape[] = {x.size(0), x.size(1), x.size(2), x.size(3)};
   const Tensor gated = channels_last ? torch::stable::new_empty(x, shape) : result;
   for_dtype(x, [&]<class T>() {
     Floats floats;
-    const NAFBlock<T> op = block<T>(x, params, eps, channels_last, gated, result, floats);
+    NAFBlock<T> op = block<T>(x, params, eps, channels_last, gated, result, floats);
+    if (kept) op.kept = kept_in<T>(*kept);
     const Tiling tiles = tiling(op.x.channels, op.height, op.width);
     const std::vector<float> sums = make_gated(op, tiles, x.size(0));
     make_result(op, x.size(0), make_attention(op, tiles.count(), x.size(0), sums).data());
   });
+}
+
+void naf_block(Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor result) {
+  run(x, params, eps, channels_last, result, nullptr);
+}
+
+void naf_block_training(Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor result, Tensor kept) {
+  run(x, params, eps, channels_last, result, &kept);
 }
 
 void local_naf_block(
@@ -140,12 +153,16 @@ void local_naf_block(
 STABLE_TORCH_LIBRARY_FRAGMENT(r2r_native, m) {
   m.def("naf_block(Tensor x, Tensor[] params, float eps, bool channels_last, Tensor(a!) result) -> ()");
   m.def(
+      "naf_block_training(Tensor x, Tensor[] params, float eps, bool channels_last, Tensor(a!) result, Tensor(b!) kept) -> "
+      "()");
+  m.def(
       "local_naf_block(Tensor x, Tensor[] params, float eps, int window_height, int window_width, bool channels_last, "
       "Tensor(a!) result) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(r2r_native, CPU, m) {
   m.impl("naf_block", TORCH_BOX(&naf_block));
+  m.impl("naf_block_training", TORCH_BOX(&naf_block_training));
   m.impl("local_naf_block", TORCH_BOX(&local_naf_block));
 }
 

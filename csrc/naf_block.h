@@ -46,6 +46,14 @@ struct Parameters {
   }
 };
 
+// What the forward pass leaves for the gradients, so that they need not make it again; nullptr where it leaves nothing.
+template <class T>
+struct NAFBlockKept {
+  T* conv1 = nullptr;  // its output [N, 2 * channels, pixels]
+  T* conv4 = nullptr;  // its output [N, 2 * channels, pixels]
+  T* y = nullptr;      // [N, channels, pixels]
+};
+
 template <class T>
 struct NAFBlock {
   Parameters<const float> weights;
@@ -54,6 +62,7 @@ struct NAFBlock {
   Images<const T> x;
   Images<T> result;
   T* gated;  // [N, channels, pixels]
+  NAFBlockKept<T> kept;
   int64_t height;
   int64_t width;
   float eps;

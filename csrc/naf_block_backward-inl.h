@@ -275,7 +275,7 @@ inline void attend_panels(const float* gated, const float* attention, int64_t ch
   }
 }
 
-// Makes y, normed, hidden and gate again.
+// Makes y, normed, hidden and gate again, or loads what was kept of them.
 template <class F, class T>
 inline void make_gate(
     const NAFBlockBackward<T>& op, const NAFBlockProducts<F>& products, int64_t n, const float* attention, int64_t start,
@@ -283,21 +283,29 @@ inline void make_gate(
   const Parameters<const float>& w = op.weights;
   const int64_t channels = op.x.channels, depth = channels / VALUES_OF<F>;
   float *const hidden = at.hidden, *const gate = at.gate;
-  load_panels(op.x, n, start, pixels, attention ? at.normed : at.y);
-  if (attention) {
-    load_panels(Images<const T>{op.gated, channels, op.x.pixels, false}, n, start, pixels, at.gated);
+  if (attention) load_panels(Images<const T>{op.gated, channels, op.x.pixels, false}, n, start, pixels, at.gated);
+  if (op.kept.y) {
+    load_panels(Images<const T>{op.kept.y, channels, op.x.pixels, false}, n, start, pixels, at.y);
+  } else {
+    load_panels(op.x, n, start, pixels, attention ? at.normed : at.y);
+  }
+  if (attention && !op.kept.y) {
     attend_panels(at.gated, attention, channels, pixels, at.attended);
     residual_convolution(
         products.matrices[CONV3_WEIGHT], w[CONV3_BIAS], w[BETA], channels,
         factors_of_channels(at.attended, channels, pixels, at.memory), at.normed, at.y, pixels);
   }
   normalise_panels(at.y, at.normed, channels, pixels, w[NORM2_WEIGHT], w[NORM2_BIAS], op.eps, of);
-  const float* bias = w[CONV4_BIAS];
-  multiply_panels(
-      products.matrices[CONV4_WEIGHT], 2 * channels, depth, factors_of_channels(at.normed, channels, pixels, at.memory),
-      pixels, [=](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
-        store(hidden + place(row, 2 * channels, pixel), value + bias[row]);
-      });
+  if (op.kept.conv4) {
+    load_panels(Images<const T>{op.kept.conv4, 2 * channels, op.x.pixels, false}, n, start, pixels, hidden);
+  } else {
+    const float* bias = w[CONV4_BIAS];
+    multiply_panels(
+        products.matrices[CONV4_WEIGHT], 2 * channels, depth, factors_of_channels(at.normed, channels, pixels, at.memory),
+        pixels, [=](int64_t row, int64_t pixel, vec value) __attribute__((always_inline)) {
+          store(hidden + place(row, 2 * channels, pixel), value + bias[row]);
+        });
+  }
   for (int64_t first = 0; first < pixels; first += PANEL) {
     const float *a = hidden + 2 * first * channels, *b = a + channels * PANEL;
     for (int64_t j = 0; j < channels * PANEL; j += WIDTH) store(gate + first * channels + j, load(a + j) * load(b + j));

@@ -22,11 +22,14 @@ struct Group {
   std::vector<float> shift;  // the gradient of every pixel of gated through the mean
 };
 
-constexpr int64_t WORK_CHANNELS = 6;  // of work memory, times channels: 2 of hidden, 2 of dhidden, 1 of gated, 1 of dy
+// Of work memory, times channels: 2 of dhidden, 1 of gated, 1 of dy, and 2 of hidden unless it was kept.
+int64_t work_channels(bool kept) {
+  return kept ? 4 : 6;
+}
 
-int64_t images_of_a_group(const Tensor& x) {
+int64_t images_of_a_group(const Tensor& x, int64_t work) {
   constexpr int64_t VALUES = 1 << 20;  // of work memory
-  return std::max<int64_t>(1, std::min(x.size(0), VALUES / (WORK_CHANNELS * x.size(1) * x.size(2) * x.size(3))));
+  return std::max<int64_t>(1, std::min(x.size(0), VALUES / (work * x.size(1) * x.size(2) * x.size(3))));
 }
 
 template <class T>
@@ -113,23 +116,29 @@ Group<T> group_of(const NAFBlockBackward<T>& op, const Depthwise& conv2, int64_t
   group.op.dz.data = op.dz.image(start);
   group.op.x.data = op.x.image(start);
   group.op.dx.data = op.dx.image(start);
-  group.op.hidden = work;
-  group.op.dhidden = group.op.hidden + 2 * values;
+  group.op.dhidden = work;
   group.op.gated = group.op.dhidden + 2 * values;
   group.op.dy = group.op.gated + values;
+  group.op.hidden = group.op.dy + values;
+  if (op.kept.conv1) {
+    const int64_t before = start * op.x.channels * op.x.pixels;
+    group.op.kept = {.conv1 = op.kept.conv1 + 2 * before, .conv4 = op.kept.conv4 + 2 * before, .y = op.kept.y + before};
+    group.op.hidden = group.op.kept.conv1;
+  }
   return group;
 }
 
 void naf_block_backward(
-    Tensor dz, Tensor x, std::vector<Tensor> params, double eps, bool channels_last, Tensor dx,
+    Tensor dz, Tensor x, Tensor kept, std::vector<Tensor> params, double eps, bool channels_last, Tensor dx,
     std::vector<Tensor> dparams) {
-  const int64_t channels = x.size(1), most = images_of_a_group(x);
-  const int64_t shape[] = {most * WORK_CHANNELS * channels * x.size(2) * x.size(3)};
+  const int64_t channels = x.size(1), of_pixels = work_channels(kept.numel()), most = images_of_a_group(x, of_pixels);
+  const int64_t shape[] = {most * of_pixels * channels * x.size(2) * x.size(3)};
   const Tensor work = torch::stable::new_empty(x, shape);
   for_dtype(x, [&]<class T>() {
     Floats floats;
     SumsInParts sums(NORM1_WEIGHT, channels, most * panels(x.size(2) * x.size(3)));
-    const NAFBlockBackward<T> op = taken_back<T>(dz, x, params, NORM1_WEIGHT, eps, channels_last, dx, sums, floats);
+    NAFBlockBackward<T> op = taken_back<T>(dz, x, params, NORM1_WEIGHT, eps, channels_last, dx, sums, floats);
+    op.kept = kept_in<T>(kept);
     const Depthwise conv2{op.weights[CONV2_WEIGHT], op.weights[CONV2_BIAS], channels, x.size(2), x.size(3)};
     const Parameters<float> gradients = pointers<float>(dparams, NORM1_WEIGHT);
     for (const Parameter p : {CONV2_WEIGHT, CONV2_BIAS, SCA_WEIGHT, SCA_BIAS}) {
@@ -137,7 +146,7 @@ void naf_block_backward(
     }
     for (int64_t start = 0; start < x.size(0); start += most) {
       Group<T> group = group_of(op, conv2, start, std::min(most, x.size(0) - start), data<T>(work));
-      make_hidden(group);
+      if (!op.kept.conv1) make_hidden(group);
       make_gated(group);
       make_attention(group);
       result_backward(group, sums);
@@ -153,7 +162,7 @@ void naf_block_backward(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(r2r_native, m) {
   m.def(
-      "naf_block_backward(Tensor dz, Tensor x, Tensor[] params, float eps, bool channels_last, Tensor(a!) dx, "
+      "naf_block_backward(Tensor dz, Tensor x, Tensor kept, Tensor[] params, float eps, bool channels_last, Tensor(a!) dx, "
       "Tensor(b!)[] dparams) -> ()");
 }
 

@@ -1,5 +1,6 @@
-// The gradients of naf_block, from its input alone: stages `hidden` and `gated` are made again, and each is taken back. A
-// stage has the name of what it writes; hidden is what conv1 makes.
+// The gradients of naf_block, from its input and what the forward pass kept: stages `hidden` and `gated` are made again, and
+// each is taken back. A stage has the name of what it writes; hidden is what conv1 makes. If it was kept, so was all else
+// of NAFBlockKept.
 #pragma once
 
 #include "naf_block.h"
@@ -24,6 +25,7 @@ struct NAFBlockBackward {
   Images<const T> dz;  // the gradient of the result
   Images<const T> x;
   Images<T> dx;
+  NAFBlockKept<T> kept;
   T* hidden;   // [N, 2 * channels, pixels]
   T* gated;    // [N, channels, pixels]
   T* dy;       // [N, channels, pixels]

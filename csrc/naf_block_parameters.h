@@ -27,6 +27,15 @@ inline Parameters<const float> widened(
   return found;
 }
 
+// kept [5, N, C, H, W] of the type of x: conv1, conv4, y. Nothing is kept where it is empty.
+template <class T>
+NAFBlockKept<T> kept_in(const Tensor& kept) {
+  if (kept.numel() == 0) return {};
+  const int64_t values = kept.numel() / 5;
+  T* const first = data<T>(kept);
+  return {.conv1 = first, .conv4 = first + 2 * values, .y = first + 4 * values};
+}
+
 // Whether 1x1 convolutions of T multiply pairs of channels.
 template <class T>
 bool multiplies_pairs(int64_t channels) {

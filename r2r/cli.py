@@ -176,7 +176,10 @@ def train(
     """
     from r2r import ranks
     from r2r.config import load_config
+    from r2r.device import keep_freed_memory
     from r2r.training import Trainer
+
+    keep_freed_memory()
 
     pairs = list(overrides or ())
     if config is not None and "=" in str(config):  # no file, settings alone
@@ -269,9 +272,12 @@ def restore(
     """
     from r2r.compare import write_comparison
     from r2r.data.images import FORMATS, format_of
+    from r2r.device import keep_freed_memory
     from r2r.restoration import Settings, prepare, restore_files, restore_stream
     from r2r.storage import location
 
+    if memory is None:
+        keep_freed_memory()
     written = format_of(file_format) if file_format else None
     if quality is not None and written and not FORMATS[written].lossy:
         raise InputError(f"--quality: {written} has none; JPEG, WebP and AVIF have")

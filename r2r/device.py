@@ -16,6 +16,8 @@ from r2r.errors import InputError
 
 _DEVICES = ("cpu", "cuda", "mps")
 
+_TRIMMED_FROM, _MOST_MAPPED = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of mallopt(3)
+
 
 def pick_device(name: str) -> torch.device:
     """ "auto": a GPU where there is one (CUDA, ROCm or Apple's). Raises InputError for a device that is not there."""
@@ -75,6 +77,17 @@ def peak_memory(device: torch.device) -> int:
     except ImportError:  # Windows
         return psutil.Process().memory_info().peak_wset
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep what tensors free, for the next ones. The C library gives large ones back to the system;
+    fetching their pages anew takes a fifth of the time of restoring a photo. The process grows by a tenth to a quarter,
+    as not every block fits again (docs/notes/performance.md). Only glibc can do this; elsewhere nothing changes."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL(None)
+            library.mallopt(_MOST_MAPPED, 0)  # blocks come from the heap, whatever their size
+            library.mallopt(_TRIMMED_FROM, 2**31 - 1)
 
 
 def resident_memory() -> int:

@@ -1,7 +1,7 @@
 """Registers `naf_block`, a whole NAF block, and what belongs to it.
 
 `local_naf_block` pools its attention over windows, `naf_block_folded` takes the folded parameters of a frozen model,
-`naf_block_training` returns what `naf_block_backward` reads beside the block's input.
+`naf_block_training` returns what `naf_block_backward` reads beside the block's input (`kept`).
 """
 
 from __future__ import annotations
@@ -96,7 +96,20 @@ def _folded_forward(x: Tensor, folded: Sequence[Tensor], eps: float) -> Tensor:
     return torch.empty_like(x)
 
 
-# Triton's backward reads the mean of the gated features [N, C] beside x; of the other implementations it is empty.
+# What is kept beside x for the backward. Triton's reads the mean of the gated features [N, C]. The one in C++ makes the
+# block again: where channels are few, memory takes longer than products. Where they are many, the products that make
+# it are almost a third of the backward's, and what they made is kept, [5, N, C, H, W], as long as it is small. From
+# 128 channels on a block gains from this, but a step of `base` does not until 512: fetching the memory takes as long.
+_MANY_CHANNELS = 512
+_MOST_KEPT = 2**23  # floats
+
+
+def _kept(x: Tensor) -> Tensor:
+    chosen = implementation.of(x)
+    if chosen == "triton":
+        return x.new_empty((x.shape[0], x.shape[1]), dtype=torch.float32)
+    small = x.dtype == torch.float32 and x.shape[1] >= _MANY_CHANNELS and 5 * x.numel() <= _MOST_KEPT
+    return x.new_empty((5 if chosen == "native" and small else 0, *x.shape), dtype=torch.float32)
 
 
 def _training_forward(x: Tensor, params: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
@@ -104,26 +117,30 @@ def _training_forward(x: Tensor, params: Sequence[Tensor], eps: float) -> tuple[
         contiguous = NAFBlockParams(*(p.contiguous() for p in params))
         y, mean = implementation.triton_kernels("naf_block").forward_training(x, contiguous, eps)
         return dense(y, x), mean
-    return forward(x, params, eps), x.new_empty((0, x.shape[1]), dtype=torch.float32)
+    kept = _kept(x)
+    if not kept.numel():
+        return forward(x, params, eps), kept
+    y, parameters = empty(x, x.shape[1]), [p.contiguous() for p in _in_dtype_of(x, params)]
+    implementation.NATIVE.naf_block_training(dense(x, x), parameters, eps, is_channels_last(x), y, kept)
+    return y, kept
 
 
 def _training_forward_fake(x: Tensor, params: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor]:
-    kept = x.shape[0] if implementation.of(x) == "triton" else 0
-    return empty(x, x.shape[1]), x.new_empty((kept, x.shape[1]), dtype=torch.float32)
+    return empty(x, x.shape[1]), _kept(x)
 
 
-def backward(dy: Tensor, x: Tensor, mean: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
-    """The gradients of x and of the 18 parameters; `mean` is the second result of `naf_block_training`."""
+def backward(dy: Tensor, x: Tensor, kept: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
+    """The gradients of x and of the 18 parameters; `kept` is the second result of `naf_block_training`."""
     chosen = implementation.of(x)
     if chosen == "triton":
         contiguous = NAFBlockParams(*(p.contiguous() for p in params))
-        dx, found = implementation.triton_kernels("naf_block").backward(dy, x, mean, contiguous, eps)
+        dx, found = implementation.triton_kernels("naf_block").backward(dy, x, kept, contiguous, eps)
         return [dense(dx, x), *found]
     dtypes, params = [p.dtype for p in params], _in_dtype_of(x, params)
     if chosen == "native":
         dx, found = empty(x, x.shape[1]), [torch.empty(p.shape, dtype=torch.float32) for p in params]
         images, parameters = (dense(dy, x), dense(x, x)), [p.contiguous() for p in params]
-        implementation.NATIVE.naf_block_backward(*images, parameters, eps, is_channels_last(x), dx, found)
+        implementation.NATIVE.naf_block_backward(*images, kept, parameters, eps, is_channels_last(x), dx, found)
         return [dx, *(g.to(dtype) for g, dtype in zip(found, dtypes, strict=True))]
     dx, *found = _plain_backward(dense(dy, x), dense(x, x), params, eps)
     return [dense(dx, x), *(g.to(dtype).contiguous() for g, dtype in zip(found, dtypes, strict=True))]
@@ -159,7 +176,7 @@ def _plain_backward(dy: Tensor, x: Tensor, params: Sequence[Tensor], eps: float)
     ]
 
 
-def _backward_fake(dy: Tensor, x: Tensor, mean: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
+def _backward_fake(dy: Tensor, x: Tensor, kept: Tensor, params: Sequence[Tensor], eps: float) -> list[Tensor]:
     return [empty(x, x.shape[1]), *(p.new_empty(p.shape) for p in params)]
 
 
@@ -167,16 +184,16 @@ class _NAFBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, *params: Tensor) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            y, mean = torch.ops.r2r.naf_block_training(x, params, eps)
-        ctx.save_for_backward(x, mean, *params)
+            y, kept = torch.ops.r2r.naf_block_training(x, params, eps)
+        ctx.save_for_backward(x, kept, *params)
         ctx.eps = eps
         return y
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, *params = ctx.saved_tensors
-        dx, *found = torch.ops.r2r.naf_block_backward(dy, x, mean, params, ctx.eps)
+        x, kept, *params = ctx.saved_tensors
+        dx, *found = torch.ops.r2r.naf_block_backward(dy, x, kept, params, ctx.eps)
         return (dx, None, *found)
 
 
@@ -190,8 +207,9 @@ def _local_flops(x: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * n * c * h * w * (7 * c + 18)
 
 
-def _backward_flops(dy: Any, x: Sequence[int], *_: Any, **__: Any) -> int:
-    return 3 * _flops(x) - 2 * x[0] * x[1] * x[1] * x[2] * x[3]  # conv5 is not computed again
+def _backward_flops(dy: Any, x: Sequence[int], kept: Sequence[int], *_: Any, **__: Any) -> int:
+    products = 6 if len(kept) == 5 and kept[0] else 1  # that are not computed again; conv5 never is
+    return 3 * _flops(x) - 2 * x[0] * x[1] * x[1] * x[2] * x[3] * products
 
 
 register(
@@ -220,7 +238,7 @@ register(
     flops=_flops,
 )
 register(
-    "naf_block_backward(Tensor dy, Tensor x, Tensor mean, Tensor[] params, float eps) -> Tensor[]",
+    "naf_block_backward(Tensor dy, Tensor x, Tensor kept, Tensor[] params, float eps) -> Tensor[]",
     backward,
     _backward_fake,
     flops=_backward_flops,

@@ -11,6 +11,7 @@ from torch.library import opcheck
 
 import r2r_kernels.functional as F
 from r2r_kernels import reference
+from r2r_kernels.operators import naf_block
 from r2r_kernels.reference import NAFBlockParams
 from tests.r2r_kernels.operators import CASES, SHAPES
 from tests.r2r_kernels.rule import FORMATS, Operator, assert_follows, assert_same_bits, error, memory_format
@@ -96,11 +97,38 @@ def test_training_keeps_the_input_alone() -> None:
     assert sum(kept.values()) == x.numel() + sum(p.numel() for p in rest)
 
 
+@pytest.mark.parametrize("name", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(2, 512, 5, 7), (7, 512, 9, 11), (1, 513, 20, 12), (2, 515, 1, 3)])
+def test_what_is_kept_of_many_channels_is_what_the_backward_would_make_again(
+    name: str, shape: tuple[int, int, int, int]
+) -> None:
+    x, *rest = inputs(*shape)
+    x, gradient = FORMATS[name](x), torch.randn(shape)
+    y, kept = torch.ops.r2r.naf_block_training(x, rest, 1e-6)
+    assert kept.shape == (5, *shape)
+    assert torch.equal(y, torch.ops.r2r.naf_block(x, rest, 1e-6))
+    again = torch.ops.r2r.naf_block_backward(gradient, x, kept[:0], rest, 1e-6)
+    for got, wanted in zip(torch.ops.r2r.naf_block_backward(gradient, x, kept, rest, 1e-6), again, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    # The backward reads it: other values give other gradients.
+    other = torch.ops.r2r.naf_block_backward(gradient, x, torch.zeros_like(kept), rest, 1e-6)
+    assert not torch.allclose(other[0], again[0])
+
+
+def test_nothing_is_kept_of_few_channels_large_images_and_half_precision() -> None:
+    for shape, dtype in (((1, 511, 3, 3), torch.float32), ((1, 512, 3, 3), torch.bfloat16)):
+        x, *rest = (t.to(dtype) for t in inputs(*shape))
+        assert torch.ops.r2r.naf_block_training(x, rest, 1e-6)[1].numel() == 0
+    for side, kept in ((57, 5), (58, 0)):  # 5 * 512 * 57^2 is just below 2^23
+        assert len(naf_block._kept(torch.empty(1).expand(1, 512, side, side))) == kept
+
+
 def test_opcheck_of_training() -> None:
     for name in ("contiguous", "channels_last"):
-        x, *rest = inputs(2, 4, 5, 4)
-        with torch.no_grad():
-            opcheck(torch.ops.r2r.naf_block_training.default, (FORMATS[name](x), rest, 1e-6))
+        for channels in (4, 512):
+            x, *rest = inputs(2, channels, 5, 4)
+            with torch.no_grad():
+                opcheck(torch.ops.r2r.naf_block_training.default, (FORMATS[name](x), rest, 1e-6))
 
 
 def test_bad_input() -> None:
