@@ -366,11 +366,11 @@ def _evaluate_image(
 
     def telling(tasks: tuple[int, ...]) -> Quality:
         told = _told(model, tasks, device)
-        if torch.equal(told, match.task):
-            return blind
         other = model.clear(lq, told)
         if not torch.equal(other.exposed, cleared.exposed):
             return _quality(model._restored(lq, told).image, hq)
+        if torch.equal(told, match.task):
+            return blind
         return _quality(model.finish(cleared.image, features, value, model.match(query, told, other.overview)), hq)
 
     blind = _quality(image, hq)

@@ -16,7 +16,6 @@ SIDE, UNDONE_SIDE = 512, 256
 _WINDOW = 17  # pixels of the smaller copy over which one gain and one offset hold
 _EPSILON = 3e-5  # variance of values in [0, 1] below which the gain goes to 0; thick haze leaves little more
 
-
 # The mean of the values that a dark photo is brightened to before other tasks than those of light are undone in it, and
 # by how much at most, as what is darker still has more noise than photo. Measured: docs/blind.md.
 _EXPOSED_MEAN, _MOST_EXPOSURE = 0.25, 16.0

@@ -334,6 +334,19 @@ def test_evaluation_tells_dark_photos_other_tasks(night: R2R) -> None:
         assert quality.psnr == pytest.approx(float(psnr(night.restore(lq, task).image, hq)), abs=1e-3)
 
 
+def test_evaluation_tells_what_it_found_in_a_large_photo_that_may_be_dark(night: R2R) -> None:
+    """Blind such a photo is seen as it is, told that it is noisy it is seen brightened."""
+    finding(suspecting(night, -0.5), "denoise")
+    clean = PHOTO[0, :, :120].repeat(1, 1, 2)
+    sets = [EvaluationSet("noise", (0,), [EvaluationPair("photo", clean / 8, clean / 8, torch.zeros(()))])]
+    (image,) = evaluate(night, sets).sets[0].images
+    assert image.told is not None
+    lq = centre_crop(clean / 8)[None]
+    for quality, task in ((image.blind, None), (image.told, "denoise")):
+        assert quality.psnr == pytest.approx(float(psnr(night.restore(lq, task).image, lq)), abs=1e-3)
+    assert image.blind.psnr != pytest.approx(image.told.psnr, abs=0.1)
+
+
 # -- in configurations ------------------------------------------------------------------------------------------
 
 
