@@ -89,6 +89,11 @@ class DegradationBank(KeepsLayout):
         """bool [T]: which tasks change how bright a photo is."""
         return self._mask(self.light_tasks)
 
+    def of_light(self, values: Tensor) -> Tensor:
+        """[N, T] -> [N, L]: those of the tasks that change how bright a photo is."""
+        # Not by a list of indices, which a GPU would have to fetch from the host.
+        return torch.stack([values[:, self.tasks.index(name)] for name in self.light_tasks], 1)
+
     def _mask(self, names: Sequence[str]) -> Tensor:
         mask = torch.zeros_like(self.counts, dtype=torch.bool)
         for name in names:  # one by one, as a GPU that records a graph takes no list from the host

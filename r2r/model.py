@@ -288,8 +288,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         told = self._told(task, small.shape[0], small.device)
         brighter = None
         if bank.light_tasks:
-            light = [bank.tasks.index(name) for name in bank.light_tasks]
-            brighter = exposure(small, scores[:, light], None if told is None else told[:, light], whole)
+            brighter = exposure(small, bank.of_light(scores), None if told is None else bank.of_light(told), whole)
             if _may_ask(small) and bool((brighter == 1).all()):
                 brighter = None
         found = (scores > 0 if told is None else told) & bank.smooth

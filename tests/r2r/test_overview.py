@@ -153,13 +153,15 @@ def test_frozen_and_fast_models_do_the_same(model: R2R) -> None:
 
 
 @pytest.mark.gpu
-def test_replays_on_a_gpu_give_the_bits_of_the_plain_call(model: R2R) -> None:
+@pytest.mark.parametrize("light", [[], ["derain"]])
+def test_replays_on_a_gpu_give_the_bits_of_the_plain_call(model: R2R, light: list[str]) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    quick = fast.R2R(**finding(model, "dehaze", "denoise").config)
+    finding(suspecting(model, SUSPECTED), "dehaze", "denoise").bank.light_tasks = tuple(light)
+    quick = fast.R2R(**model.config)
     quick.load_state_dict(model.state_dict())
     frozen = quick.eval().cuda().freeze(torch.float32)
-    photo = PHOTO[:, :, :300, :320].cuda()
+    photo = PHOTO[:, :, :300, :320].cuda() / 8
     wanted = R2R._restored(frozen, photo, None)
     for _ in range(3):  # runs, captures, replays
         assert torch.equal(frozen.restore(photo).image, wanted.image)
