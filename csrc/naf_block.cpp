@@ -102,7 +102,7 @@ void run(
   for_dtype(x, [&]<class T>() {
     Floats floats;
     NAFBlock<T> op = block<T>(x, params, eps, channels_last, gated, result, floats);
-    if (kept) op.kept = kept_in<T>(*kept);
+    if (kept) op.kept = kept_in<T>(*kept, x);
     const Tiling tiles = tiling(op.x.channels, op.height, op.width);
     const std::vector<float> sums = make_gated(op, tiles, x.size(0));
     make_result(op, x.size(0), make_attention(op, tiles.count(), x.size(0), sums).data());

@@ -138,7 +138,7 @@ void naf_block_backward(
     Floats floats;
     SumsInParts sums(NORM1_WEIGHT, channels, most * panels(x.size(2) * x.size(3)));
     NAFBlockBackward<T> op = taken_back<T>(dz, x, params, NORM1_WEIGHT, eps, channels_last, dx, sums, floats);
-    op.kept = kept_in<T>(kept);
+    op.kept = kept_in<T>(kept, x);
     const Depthwise conv2{op.weights[CONV2_WEIGHT], op.weights[CONV2_BIAS], channels, x.size(2), x.size(3)};
     const Parameters<float> gradients = pointers<float>(dparams, NORM1_WEIGHT);
     for (const Parameter p : {CONV2_WEIGHT, CONV2_BIAS, SCA_WEIGHT, SCA_BIAS}) {

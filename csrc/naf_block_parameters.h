@@ -29,9 +29,10 @@ inline Parameters<const float> widened(
 
 // kept [5, N, C, H, W] of the type of x: conv1, conv4, y. Nothing is kept where it is empty.
 template <class T>
-NAFBlockKept<T> kept_in(const Tensor& kept) {
+NAFBlockKept<T> kept_in(const Tensor& kept, const Tensor& x) {
   if (kept.numel() == 0) return {};
-  const int64_t values = kept.numel() / 5;
+  const int64_t values = x.numel();
+  STD_TORCH_CHECK(kept.numel() == 5 * values, "kept must be empty or five times as large as x");
   T* const first = data<T>(kept);
   return {.conv1 = first, .conv4 = first + 2 * values, .y = first + 4 * values};
 }

@@ -596,7 +596,7 @@ def bank(
     for name in loaded.bank.smooth_tasks:
         console.print(f"{name}: looked for and undone in a small copy of the photo")
     for name in loaded.bank.light_tasks:
-        console.print(f"{name}: looked for in a small copy; without it, dark photos are brightened only in between")
+        console.print(f"{name}: where it is not undone, a dark photo stays dark")
     for name, strength in loaded.bank.strengths.items():
         console.print(f"{name}: {strength:g} of what the model changes is mixed in")
     if plot is not None:

@@ -40,6 +40,15 @@ def tiny_model() -> R2R:
     return model.eval()
 
 
+def finding_nothing(kind: type[R2R] = R2R, **settings: Any) -> R2R:
+    """Such a model, where the offsets of its bank decide what is found: nothing, as they are."""
+    torch.manual_seed(0)
+    model = kind(("denoise", "derain", "dehaze"), **TINY, **settings)
+    fill_randomly(model)
+    model.bank.offset -= 100
+    return model.eval()
+
+
 def fill_randomly(model: R2R) -> None:
     """Give a new model NAF blocks and an output that do something and a bank that holds something."""
     with torch.no_grad():

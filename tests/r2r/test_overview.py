@@ -22,7 +22,7 @@ from r2r.frozen import inference_form
 from r2r.metrics import centre_crop, psnr
 from r2r.overview import SIDE, UNDONE_SIDE, Overview, exposure, gain_and_offset, small_copy, small_size
 from r2r.training import build_model
-from tests.conftest import TINY, fill_randomly, whole_and_tiled, with_the_same_attention_everywhere
+from tests.conftest import TINY, fill_randomly, finding_nothing, whole_and_tiled, with_the_same_attention_everywhere
 
 TASKS = ("denoise", "derain", "dehaze")
 PHOTO = torch.from_numpy(data.coffee()).permute(2, 0, 1)[None] / 255  # [1, 3, 400, 600]
@@ -30,12 +30,8 @@ PHOTO = torch.from_numpy(data.coffee()).permute(2, 0, 1)[None] / 255  # [1, 3, 4
 
 @pytest.fixture
 def model() -> R2R:
-    """Haze is a smooth task. The offsets decide what is found: nothing, as they are."""
-    torch.manual_seed(0)
-    model = R2R(TASKS, **TINY, mixtures=True, smooth_tasks=["dehaze"])
-    fill_randomly(model)
-    model.bank.offset -= 100
-    return model.eval()
+    """Haze is a smooth task."""
+    return finding_nothing(mixtures=True, smooth_tasks=["dehaze"])
 
 
 def finding(model: R2R, *tasks: str) -> R2R:
@@ -200,17 +196,13 @@ SUSPECTED = -2.0  # the logarithm of the odds
 
 @pytest.fixture
 def night() -> R2R:
-    """Rain is a task of light, and suspected everywhere. The offsets decide whether others are found: none is."""
-    torch.manual_seed(0)
-    model = R2R(TASKS, **TINY, mixtures=True, light_tasks=["derain"])
-    fill_randomly(model)
-    model.bank.offset -= 100
-    return suspecting(model, SUSPECTED)
+    """Rain is a task of light, and suspected everywhere."""
+    return suspecting(finding_nothing(mixtures=True, light_tasks=["derain"]), SUSPECTED)
 
 
 def suspecting(model: R2R, odds: float) -> R2R:
     model.bank.gain[1], model.bank.offset[1] = 0, odds
-    return model.eval()
+    return model
 
 
 def in_daylight(model: R2R) -> R2R:
