@@ -263,6 +263,10 @@ def test_blind_other_tasks_are_looked_for_in_what_was_brightened(night: R2R) -> 
     wanted = in_daylight(night).restore(bright).scores
     torch.testing.assert_close(blind.scores[:, ::2], wanted[:, ::2])
     assert float(blind.scores[0, 1]) == SUSPECTED
+    night.bank.gain[1] = 1  # from here on the score depends on what is seen
+    night.bank.offset[1] += SUSPECTED - night.restore(DARK).scores[0, 1]
+    assert float(night.restore(DARK).scores[0, 1]) == pytest.approx(SUSPECTED, abs=1e-4)
+    assert abs(float(in_daylight(night).restore(bright).scores[0, 1]) - SUSPECTED) > 1e-3
     lit = suspecting(night, 1.0).restore(DARK)
     assert lit.task.tolist() == [[True, True, False]]
     assert torch.equal(lit.image, in_daylight(night).restore(DARK).image)
@@ -281,6 +285,18 @@ def test_dark_and_bright_photos_of_a_batch_are_restored_as_alone(night: R2R) -> 
     tasks = ["denoise", "denoise", "derain"]
     for photo, task, image in zip(photos, tasks, night.restore(photos, tasks).image, strict=True):
         torch.testing.assert_close(image, night.restore(photo[None], task).image[0], rtol=0, atol=1e-5)
+
+
+def test_tiles_share_the_attention_of_what_was_brightened(night: R2R) -> None:
+    pixels = np.ascontiguousarray(PHOTO[0, :, :400, :420].permute(1, 2, 0).numpy() / 8)
+    by = 0.25 / pixels.mean()
+    bright = (by * pixels).clip(max=1)
+    _, wanted = whole_and_tiled(in_daylight(night), bright, task="denoise")
+    _, tiled = whole_and_tiled(night, pixels, task="denoise")
+    # What comes out is cut off at 0 and 1.
+    seen = (wanted.pixels > 0) & (wanted.pixels < 1) & (tiled.pixels > 0)
+    assert seen.mean() > 0.5
+    assert np.abs(tiled.pixels - pixels - (wanted.pixels - bright) / by)[seen].max() < 1e-5
 
 
 @pytest.mark.parametrize("task", ["denoise", None])
