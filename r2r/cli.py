@@ -668,9 +668,9 @@ def export(
     model: ModelArgument = None,
     half: Annotated[bool, typer.Option("--half", help="Weights, input and output in float16.")] = False,
 ) -> None:
-    """Write a model as one file that needs nothing of this package: blind, any batch, height and width above 16.
+    """Write a model as one file that needs nothing of this package: blind, any batch, height and width.
 
-    ONNX needs the extra `[onnx]`. It takes a minute or more; docs/deploy.md tells how to use the file.
+    ONNX needs the extra `[onnx]`. It takes two minutes or more; docs/deploy.md tells how to use the file.
 
     Example: `r2r export --out model.onnx`
     """

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import re
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,15 +24,14 @@ METADATA = "metadata.json"  # inside a .pt2
 
 
 def program(model: R2R) -> torch.export.ExportedProgram:
-    """`model(lq)`, blind, with dynamic batch, height and width, of which the latter two are above `model.stride` (the
-    tracer cannot tell a single cell of the deepest features from a size that is always 1)."""
+    """`model(lq)`, blind, with dynamic batch, height and width."""
     model = model.eval()
     model._check_bank()
     size = torch.export.Dim.DYNAMIC
-    side = 3 * model.stride
     weight = model.intro.weight
-    lq = torch.zeros(2, 3, side, side + model.stride, dtype=weight.dtype, device=weight.device)
+    lq = torch.zeros(2, 3, model.stride, 2 * model.stride, dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
+        model(lq)  # the modules look at themselves in their first call, which is none of the program's work
         return torch.export.export(model, (lq,), dynamic_shapes=(dict.fromkeys(AXES, size),))
 
 
@@ -40,7 +40,7 @@ def metadata(model: R2R) -> dict[str, str]:
     return {
         "model": "R2R, image restoration",
         "tasks": ",".join(model.tasks),
-        "input": "lq: RGB in [0, 1], [batch, 3, height, width], height and width above " + str(model.stride),
+        "input": "lq: RGB in [0, 1], [batch, 3, height, width]",
         "output": "restored: RGB, [batch, 3, height, width], to be clipped to [0, 1]",
         "normalisation": "none",
         "scale": "1",
@@ -51,9 +51,9 @@ def metadata(model: R2R) -> dict[str, str]:
 
 def export(model: R2R, path: str | Path, half: bool = False) -> None:
     """Write a model of plain PyTorch (`r2r.R2R`) to `path`: `.pt2`, which `torch.export.load` reads, or `.onnx`, with
-    the input `lq` and the output `restored`, both [batch, 3, height, width]; see `program` for the sizes. `metadata`
-    goes with it: in ONNX as the model's properties, in a `.pt2` as the extra file `metadata.json`. half: weights, input
-    and output are float16; norms, similarities and matching are computed in float32 all the same.
+    the input `lq` and the output `restored`, both [batch, 3, height, width] of any size. `metadata` goes
+    with it: in ONNX as the model's properties, in a `.pt2` as the extra file `metadata.json`. half: weights, input and
+    output are float16; norms, similarities and matching are computed in float32 all the same.
 
     Raises InputError for another suffix, an empty bank, a file that cannot be written, and for ONNX missing packages
     (onnx, onnxscript).
@@ -67,20 +67,23 @@ def export(model: R2R, path: str | Path, half: bool = False) -> None:
     about = metadata(model)
     if half:
         model = copy.deepcopy(model).half()
-    traced = program(model)
-    written = io.BytesIO()
-    if path.suffix == ".onnx":
-        written.write(_onnx(traced, about))
-    else:
-        torch.export.save(traced, written, extra_files={METADATA: json.dumps(about)})
     with atomic_path(path) as beside:
+        beside.touch()  # where nothing can be written it is said now, not after minutes
+        traced = program(model)
+        written = io.BytesIO()
+        if path.suffix == ".onnx":
+            written.write(_onnx(traced, about))
+        else:
+            torch.export.save(traced, written, extra_files={METADATA: json.dumps(about)})
         beside.write_bytes(written.getbuffer())
 
 
 def _onnx(traced: torch.export.ExportedProgram, about: dict[str, str]) -> bytes:
-    converted = torch.onnx.export(
-        traced, dynamo=True, opset_version=OPSET, input_names=["lq"], output_names=["restored"], verbose=False
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's to itself
+        converted = torch.onnx.export(
+            traced, dynamo=True, opset_version=OPSET, input_names=["lq"], output_names=["restored"], verbose=False
+        )
     assert converted is not None
     model = converted.model_proto
     given = model.graph.input[0].type.tensor_type.shape.dim

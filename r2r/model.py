@@ -23,6 +23,7 @@ from r2r.errors import InputError
 from r2r.files import umask
 from r2r.overview import UNDONE_SIDE, Overview, exposure, gain_and_offset, small_copy
 from r2r.pretrained import CONFIG, HUB, WEIGHTS, read_config, read_model
+from r2r.sizes import settled
 from r2r.weights import default_weights
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
 from r2r_kernels.reference import area_resize, task_mask
@@ -257,8 +258,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     def padded(self, length: int) -> int:
         """What a height or width is padded to: the next multiple of `stride`. Where borders are mirrored, an image to
         restore becomes at least as large as the crop whose query fills a slot: less shows too little to match."""
-        least = 0 if self.training or self.padding == "zeros" else self.stride * self.bank.size
-        return torch.sym_max(length + -length % self.stride, least)
+        least = 0 if self.training or self.padding == "zeros" else self.bank.size
+        return self.stride * settled(torch.sym_max((length + self.stride - 1) // self.stride, least), 1)
 
     def query(self, deep: Tensor) -> tuple[Tensor, Tensor]:
         """The deepest features -> D_K [N, Ck, h, w] and D_V [N, Cv, h, w] (R2R, equation 1)."""
@@ -352,7 +353,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             windows = area_resize(query, size, size).flatten(1)[:, None]
         else:
             step = max(1, size // 2)
-            cells = [size + step * _more(length * self.stride, self.window) for length in query.shape[2:]]
+            cells = [size + step * settled(_more(length * self.stride, self.window), 0) for length in query.shape[2:]]
             pooled = area_resize(query, *cells)
             windows = F.unfold(pooled, size, stride=step).transpose(1, 2)
         return self.retrieval.scores(windows, self.bank.keys, self.bank.counts).mean(1)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from r2r.sizes import settled
 from r2r_kernels.reference import area_resize, local_mean_2d
 
 # Pixels of the longer side of the copy in which faults are looked for, and of the smaller one in which they are undone.
@@ -62,7 +63,8 @@ def small_size(height: int, width: int, side: int = SIDE) -> tuple[int, int]:
     """Height and width of a photo's small copy."""
     longest = torch.sym_max(height, width)
     side = torch.sym_min(longest, side)
-    return tuple(torch.sym_max(1, (length * side + longest // 2) // longest) for length in (height, width))
+    down, across = (torch.sym_max(1, (length * side + longest // 2) // longest) for length in (height, width))
+    return settled(down, 1), settled(across, 1)
 
 
 def small_copy(photos: Tensor, side: int = SIDE) -> Tensor:

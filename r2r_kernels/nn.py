@@ -220,7 +220,9 @@ class NAFBlock(Fusable):
         """Over what the attention pools on x, where `sca[0]` has this window; None: over the image."""
         if not self.window or self.training:
             return window
-        height, width = (min(self.window, side) for side in x.shape[2:])
+        height, width = (torch.sym_min(self.window, side) for side in x.shape[2:])
+        if torch.compiler.is_exporting():  # a program is to hold for images of all sizes
+            return height, width
         return None if (height, width) == tuple(x.shape[2:]) else (height, width)
 
     def _by_parts(self, x: Tensor) -> Tensor:

@@ -29,7 +29,18 @@ pytestmark = pytest.mark.timeout(1800)  # tracing takes a minute of processor ti
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-SIZES = ((1, 48, 64), (3, 33, 70), (2, 96, 17), (1, 32, 32), (1, 17, 130), (1, 128, 128), (4, 65, 40), (1, 560, 40))
+SIZES = (
+    (1, 48, 64),
+    (3, 33, 70),
+    (2, 96, 17),
+    (1, 32, 32),
+    (1, 17, 130),
+    (1, 128, 128),
+    (4, 65, 40),
+    (1, 560, 40),
+    (2, 5, 9),
+    (1, 1, 1),
+)
 TASKS = ("denoise", "derain", "dehaze")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 GUIDE, BROWSER = DOCS / "deploy.md", DOCS / "browser"
@@ -154,6 +165,13 @@ def runs(section: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     with Image.open(folder / "restored.png") as restored:
         assert restored.size == (70, 50)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which nobody may write, as Linux has")
+def test_a_file_that_cannot_be_written_costs_no_tracing(model: R2R, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("r2r.export.program", lambda model: pytest.fail("work began that would have been lost"))
+    with pytest.raises(InputError, match=r"cannot write .*model\.pt2"):
+        export(model, "/proc/self/model.pt2")
 
 
 def test_missing_packages_are_named(model: R2R, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,7 +212,7 @@ def test_compiles_and_exports_with_dynamic_sizes() -> None:
             quick, (torch.rand(2, 3, 40, 56),), dynamic_shapes=({0: size, 2: size, 3: size},)
         ).module()
         compiled = torch.compile(copy.deepcopy(quick), fullgraph=True, dynamic=True, backend="aot_eager")
-        for shape in ((2, 3, 40, 56), (1, 3, 33, 70), (3, 3, 64, 48)):
+        for shape in ((2, 3, 40, 56), (1, 3, 33, 70), (3, 3, 64, 48), (1, 3, 5, 16)):
             lq = torch.rand(shape)
             torch.testing.assert_close(program(lq), quick(lq))
             torch.testing.assert_close(compiled(lq), quick(lq))

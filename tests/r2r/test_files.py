@@ -59,8 +59,8 @@ def test_a_write_that_the_disk_refuses_is_one_line_and_loses_nothing(tmp_path: P
 
 def test_a_folder_or_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match=r"cannot write .*folder: Is a directory"):
-        write(tmp_path / "folder", b"x")
+    with pytest.raises(InputError, match=r"cannot write .*folder: Is a directory"), atomic_path(tmp_path / "folder"):
+        pytest.fail("work began that would have been lost")
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match=r"cannot write .*file/a\.txt"):
         write(tmp_path / "file" / "a.txt", b"x")

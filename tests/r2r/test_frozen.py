@@ -182,7 +182,7 @@ def test_compiles_and_exports_with_dynamic_sizes(model: fast.R2R) -> None:
         example = (torch.rand(2, 3, 40, 56),)
         program = torch.export.export(frozen, example, dynamic_shapes=({0: size, 2: size, 3: size},)).module()
         compiled = torch.compile(frozen, fullgraph=True, dynamic=True, backend="aot_eager")
-        for shape in ((2, 3, 40, 56), (1, 3, 33, 70), (3, 3, 64, 48), (1, 3, 32, 32)):
+        for shape in ((2, 3, 40, 56), (1, 3, 33, 70), (3, 3, 64, 48), (1, 3, 5, 16)):
             lq = torch.rand(shape)
             rounding = 1e-5 if dtype == torch.float32 else 0.05
             torch.testing.assert_close(program(lq), frozen(lq), rtol=rounding, atol=rounding)
