@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r2r.errors import InputError
 from r2r_kernels.nn import KeepsLayout
 
 
@@ -69,6 +70,15 @@ class DegradationBank(KeepsLayout):
         if self._empty:
             self._empty = not bool(self.counts.any())
         return self._empty
+
+    def check_filled(self) -> None:
+        """Raises InputError where no task has slots. A compiled graph asks while it runs, and raises a RuntimeError, or
+        the retrieval's ValueError."""
+        message = "the bank is empty: train the model, or load one that was trained"
+        if self._empty and torch.compiler.is_compiling():
+            torch._assert_async(self.counts.any(), message)
+        elif self.empty:
+            raise InputError(message)
 
     @property
     def slots(self) -> Slots:

@@ -26,7 +26,7 @@ METADATA = "metadata.json"  # inside a .pt2
 def program(model: R2R) -> torch.export.ExportedProgram:
     """`model(lq)`, blind, with dynamic batch, height and width."""
     model = model.eval()
-    model._check_bank()
+    model.bank.check_filled()
     size = torch.export.Dim.DYNAMIC
     weight = model.intro.weight
     lq = torch.zeros(2, 3, model.stride, 2 * model.stride, dtype=weight.dtype, device=weight.device)

@@ -41,7 +41,7 @@ class FrozenR2R(R2R):
             dtype = torch.bfloat16 if device_of(model).type == "cuda" else torch.float32
         if dtype not in DTYPES:
             raise ValueError(f"a model is frozen in float32, bfloat16 or float16, got {dtype}")
-        model._check_bank()
+        model.bank.check_filled()
         with OnMeta():
             super().__init__(**{**model.config, "amalgamator": False})
         own = self.state_dict()

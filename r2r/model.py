@@ -242,7 +242,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
 
     def freeze_bank(self) -> R2R:
         """Drop the amalgamator: from here on the bank is read-only. Raises ValueError where it is empty."""
-        self._check_bank()
+        self.bank.check_filled()
         self.amalgamator = None
         return self
 
@@ -283,7 +283,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
     def overview(self, small: Tensor, features: Features, whole: Sequence[int], task: Task = None) -> Overview:
         """Of photos of the height and width `whole` with the small copies `small` [N, 3, h, w] and their features;
         `task` as in `restore`, of which only smooth ones and those of light count."""
-        self._check_bank()
+        self.bank.check_filled()
         bank = self.bank
         scores = bank.calibrated(self.vote(self.query(features.deep)[0]))
         told = self._told(task, small.shape[0], small.device)
@@ -310,7 +310,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         image is seen brightened; the readout is of all but the smooth ones.
         Raises ValueError where the bank is empty or `task` does not name tasks of it.
         """
-        self._check_bank()
+        self.bank.check_filled()
         bank = self.bank
         told = self._told(task, query.shape[0], query.device)
         if self.mixtures:
@@ -368,8 +368,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         if exposure is not None:
             residual = residual / exposure[:, None, None, None]
         height, width = lq.shape[2:]
-        if torch.compiler.is_exporting():
-            # A slice's layout depends on whether it cuts anything off; a program is to hold for both cases.
+        if torch.compiler.is_compiling():
+            # A slice's layout depends on whether it cuts anything off; a graph is to hold for both cases.
             rows, columns = (torch.arange(size, device=lq.device) for size in (height, width))
             return lq + residual.index_select(2, rows).index_select(3, columns)
         return lq + residual[:, :, :height, :width]
@@ -399,7 +399,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         if reference is not None:
             keys, values, logits = self._build_bank(*reference, stage)
         else:
-            self._check_bank()
+            self.bank.check_filled()
         features = self.encode(lq)
         key, value = self.query(features.deep)
         pooled = area_resize(key, bank.size, bank.size)
@@ -425,7 +425,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         self._check_images(lq, "lq")
         if not 0 <= strength <= 1:
             raise InputError(f"strength must be in 0..1, got {strength}")
-        self._check_bank()
+        self.bank.check_filled()
         told = self._told(task, lq.shape[0], lq.device)
         fine = ((lq >= 0) & (lq <= 1)).all()
         if not lq.is_cuda:
@@ -492,10 +492,6 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"{name} must be integers, got {labels.dtype}")
         return labels.long()
-
-    def _check_bank(self) -> None:
-        if self.bank.empty:
-            raise InputError("the bank is empty: train the model, or load one that was trained")
 
     def _told(self, task: Task, number: int, device: torch.device) -> Tensor | None:
         """Names and indices as a tensor: int64 [N], or bool [N, T] for mixtures; None stays blind."""
@@ -616,7 +612,7 @@ def _mirrored(x: Tensor, down: int, across: int) -> Tensor:
     """x [N, C, H, W] with that many more rows below and columns to the right, mirrored at the border, however small."""
     for dim, more in ((2, down), (3, across)):
         length = x.shape[dim]
-        if torch.compiler.is_exporting() or more:  # a program is to hold for both cases
+        if torch.compiler.is_compiling() or more:  # a graph is to hold for both cases
             period = torch.scalar_tensor(max(2 * length - 2, 1), dtype=torch.int64, device=x.device)
             index = torch.arange(length + more, device=x.device) % period  # by a tensor, as ONNX has it
             x = x.index_select(dim, torch.where(index < length, index, 2 * length - 2 - index))

@@ -82,7 +82,7 @@ def averaging(inner: int, outer: int, like: Tensor) -> Tensor:
 
 def area_resize(x: Tensor, height: int, width: int) -> Tensor:
     """[N, C, H, W] -> [N, C, height, width], each value the mean of the area it covers."""
-    if torch.compiler.is_exporting():  # pooling and the question whether it is needed would hold for some sizes only
+    if torch.compiler.is_compiling():  # pooling, and the question whether it is needed, would hold for some sizes only
         down, across = averaging(x.shape[2], height, x), averaging(x.shape[3], width, x)
         return (down @ x.to(down.dtype) @ across.T).to(x.dtype)
     return x if (height, width) == x.shape[2:] else F.adaptive_avg_pool2d(x, (height, width))
