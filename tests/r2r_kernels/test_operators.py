@@ -52,8 +52,12 @@ def test_the_extension_runs_what_it_covers(dtype: torch.dtype, monkeypatch: pyte
     assert implementation.of(x.double()) == "reference"
     monkeypatch.setenv("R2R_KERNELS", "native")
     assert implementation.of(x) == "native"
-    with pytest.raises(RuntimeError, match=r"R2R_KERNELS=native cannot run torch.float64 on cpu"):
-        F.simple_gate(x.double())
+    for learning in (True, False):
+        with (
+            torch.set_grad_enabled(learning),
+            pytest.raises(RuntimeError, match=r"R2R_KERNELS=native cannot run torch.float64 on cpu"),
+        ):
+            F.simple_gate(x.double())
 
 
 def run(program: str, *arguments: str, **environment: str) -> str:
