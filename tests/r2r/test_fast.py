@@ -212,6 +212,7 @@ def test_compiles_and_exports_with_dynamic_sizes() -> None:
             quick, (torch.rand(2, 3, 40, 56),), dynamic_shapes=({0: size, 2: size, 3: size},)
         ).module()
         twin = copy.deepcopy(quick)
+        twin.bank._empty = True  # as where the bank was filled without a file, and nothing has asked yet
         compiled = torch.compile(twin, fullgraph=True, dynamic=True, backend="aot_eager")
         for number, shape in enumerate(((2, 3, 40, 56), (1, 3, 33, 70), (3, 3, 64, 48), (1, 3, 5, 16))):
             lq = torch.rand(shape)
@@ -220,7 +221,7 @@ def test_compiles_and_exports_with_dynamic_sizes() -> None:
             with torch.compiler.set_stance("fail_on_recompile" if known else "default"):
                 torch.testing.assert_close(compiled(lq), quick(lq))
         twin.bank.counts.zero_()
-        with pytest.raises((RuntimeError, ValueError), match=r"the bank is empty|holds no slots"):
+        with pytest.raises(RuntimeError, match="the bank is empty"):
             compiled(lq)
 
 

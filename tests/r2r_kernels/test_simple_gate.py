@@ -25,3 +25,17 @@ def test_bad_input() -> None:
         F.simple_gate(torch.randn(1, 5, 4, 4))
     with pytest.raises(ValueError, match=r"x must be \[N, C, H, W\], got \[5, 4\]"):
         F.simple_gate(torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_without_gradients_it_has_the_same_bits_and_format(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    whole = torch.randn(2, 9, 5, 7, dtype=dtype).contiguous(memory_format=layout)
+    for x in (whole[:, :8], whole[:, 1:7, 1:, 2:5], whole[:0, :8]):
+        wanted = F.simple_gate(x)
+        with torch.no_grad():
+            got = F.simple_gate(x)
+        assert torch.equal(got, wanted)
+        assert torch.equal(got, x[:, : got.shape[1]] * x[:, got.shape[1] :])
+        assert got.is_contiguous(memory_format=layout)
+        assert got.stride() == wanted.stride()
