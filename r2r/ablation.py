@@ -21,6 +21,7 @@ from r2r.files import atomic_path
 from r2r.training import Display, Trainer
 
 KEYS = ("base", "sets", "variants", "seeds", "baseline", "out")
+KINDS = ("blind", "told", "misled", "ssim", "matched", "untouched")
 RESULT, TABLE = "result.json", "table"
 
 
@@ -48,7 +49,7 @@ class Grid:
 
 
 Scores = dict[tuple[str, str], dict[str, float]]
-"""Of one run, by set and image: psnr and ssim blind, psnr told, matched (1 or 0)."""
+"""Of one run, by set and image: those of KINDS that the image has. One with nothing wrong is not told."""
 
 
 def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
@@ -117,11 +118,19 @@ def _run(run: Run, display: Display) -> None:
     trainer = Trainer(run.config, display)
     result = evaluate(trainer.run(), run.sets, trainer.device)
     images = [
-        [one.name, image.name, image.blind.psnr, image.blind.ssim, image.told.psnr if image.told else None,
-         set(one.tasks) <= set(image.chosen) <= {*one.tasks, *one.optional}]
+        {
+            "set": one.name,
+            "image": image.name,
+            "blind": image.blind.psnr,
+            "ssim": image.blind.ssim,
+            "told": image.told.psnr if image.told else None,
+            "misled": image.misled.psnr if image.misled else None,
+            "matched": set(one.tasks) <= set(image.chosen) <= {*one.tasks, *one.optional},
+            "untouched": image.untouched,
+        }
         for one in result.sets
         for image in one.images
-    ]  # fmt: skip
+    ]
     with atomic_path(run.result) as path:
         path.write_text(json.dumps({"settings": _settings(run), "images": images}))
 
@@ -141,8 +150,8 @@ def _done(run: Run) -> Scores | None:
     try:
         content = json.loads(run.result.read_text())
         scores = {
-            (one, image): {"blind": blind, "ssim": ssim, "told": told, "matched": float(matched)}
-            for one, image, blind, ssim, told, matched in content["images"]
+            (one["set"], one["image"]): {kind: float(one[kind]) for kind in KINDS if one[kind] is not None}
+            for one in content["images"]
         }
         same = content["settings"] == _settings(run)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -170,15 +179,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant. blind, told: PSNR in dB, the mean over the sets' means; ssim and matched are blind. differences: of
-    blind and told PSNR to the baseline, on the images that both were measured on, with 95 % confidence. sets: blind."""
+    """One variant. figures: of KINDS; PSNR in dB, SSIM, and shares of images. Each is the mean over sets of the means
+    over their images; what no set says is missing. Sets with nothing wrong count in `untouched` alone, and the others
+    not there. differences: of blind and told PSNR to the baseline, on the images that both were measured on, with 95 %
+    confidence. sets: blind PSNR."""
 
     variant: str
     seeds: int
-    blind: Cell
-    told: Cell
-    ssim: Cell
-    matched: Cell
+    figures: Mapping[str, Cell]
     differences: Mapping[str, Cell]
     sets: Mapping[str, Cell]
 
@@ -194,14 +202,16 @@ def rows_of(grid: Grid) -> list[Row]:
     for variant, runs in done.items():
         baseline = done.get(grid.baseline, {}) if variant != grid.baseline else {}
         names = list(dict.fromkeys(name for scores in runs.values() for name, _ in scores))
-        cells = {
-            kind: _over_seeds([_mean(scores, kind, names) for scores in runs.values()])
-            for kind in ("blind", "told", "ssim", "matched")
+        first = next(iter(runs.values()))  # of all seeds the same sets
+        figures = {
+            kind: _over_seeds([_mean(scores, kind, chosen) for scores in runs.values()])
+            for kind in KINDS
+            if (chosen := [name for name in names if _counts(first, kind, name)])
         }
         differences = {kind: paired(runs, baseline, kind) for kind in ("blind", "told")}
-        sets = {name: _over_seeds([_mean(scores, "blind", [name]) for scores in runs.values()]) for name in names}
         known = {kind: cell for kind, cell in differences.items() if cell is not None}
-        rows.append(Row(variant, len(runs), **cells, differences=known, sets=sets))
+        sets = {name: _over_seeds([_mean(scores, "blind", [name]) for scores in runs.values()]) for name in names}
+        rows.append(Row(variant, len(runs), figures, known, sets))
     return rows
 
 
@@ -214,27 +224,32 @@ def paired(runs: Mapping[int, Scores], baseline: Mapping[int, Scores], kind: str
     seeds = [seed for seed in runs if seed in baseline]
     if not seeds:
         return None
-    shared = [key for key in runs[seeds[0]] if key in baseline[seeds[0]]]
+    mine, others = runs[seeds[0]], baseline[seeds[0]]
+    shared = [key for key in mine if key in others and _counts(mine, kind, key[0])]
     names = list(dict.fromkeys(name for name, _ in shared))
     if not names:
         return None
     if len(seeds) > 1:
         differences = [_mean(runs[seed], kind, names) - _mean(baseline[seed], kind, names) for seed in seeds]
     else:
-        differences = [runs[seeds[0]][key][kind] - baseline[seeds[0]][key][kind] for key in shared]
+        differences = [mine[key][kind] - others[key][kind] for key in shared]
     mean, number = statistics.fmean(differences), len(differences)
     if number == 1:
         return Cell(mean)
     return Cell(mean, float(student.ppf(0.975, number - 1)) * statistics.stdev(differences) / number**0.5)
 
 
+def _counts(scores: Scores, kind: str, name: str) -> bool:
+    """Whether the images of a set say something of this kind: a set with nothing wrong has no task to be told."""
+    images = [image for (one, _), image in scores.items() if one == name]
+    faulty = all("told" in image for image in images)
+    return all(kind in image for image in images) and faulty != (kind == "untouched")
+
+
 def _mean(scores: Scores, kind: str, names: Sequence[str]) -> float:
     """The mean over sets of the means over their images."""
-    means = []
-    for name in names:
-        values = [image[kind] for (one, _), image in scores.items() if one == name and image[kind] is not None]
-        means += [statistics.fmean(values)] if values else []
-    return statistics.fmean(means) if means else float("nan")
+    sets = [[image[kind] for (one, _), image in scores.items() if one == name] for name in names]
+    return statistics.fmean(map(statistics.fmean, sets))
 
 
 def _over_seeds(values: Sequence[float]) -> Cell:
@@ -250,10 +265,11 @@ def write_tables(grid: Grid) -> None:
     with atomic_path(grid.out / f"{TABLE}.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = _set_names(rows)
-        figures = ["blind", "told", "ssim", "matched", "blind_difference", "told_difference", *names]
+        figures = [*KINDS, "blind_difference", "told_difference", *names]
         writer.writerow(["variant", "seeds", *(f"{one}{end}" for one in figures for end in ("", "_plus_minus"))])
         for row in rows:
-            cells = [row.blind, row.told, row.ssim, row.matched, *(row.differences.get(k) for k in ("blind", "told"))]
+            cells = [row.figures.get(kind) for kind in KINDS]
+            cells += [row.differences.get(kind) for kind in ("blind", "told")]
             cells += [row.sets.get(name) for name in names]
             values = [[cell.value, cell.spread] if cell else [None, None] for cell in cells]
             writer.writerow([row.variant, row.seeds, *(value for pair in values for value in pair)])
@@ -266,16 +282,23 @@ def _set_names(rows: Sequence[Row]) -> list[str]:
 def _texts(grid: Grid, rows: Sequence[Row], plus_minus: str, none: str) -> list[list[str]]:
     """Headings and rows."""
     names = _set_names(rows)
-    lines = [["variant", "seeds", "blind", "vs baseline", "told", "vs baseline", "SSIM", "matched", *names]]
+    headings = ["blind", "vs baseline", "told", "vs baseline", "misled", "SSIM", "matched", "untouched"]
+
+    def written(cell: Cell | None, digits: int = 2, sign: bool = False) -> str:
+        return none if cell is None else cell.text(digits, sign, plus_minus)
+
+    def share(cell: Cell | None) -> str:
+        return none if cell is None else f"{100 * cell.value:.0f} %"
+
+    lines = [["variant", "seeds", *headings, *names]]
     for row in rows:
-        blind, told = (row.differences.get(kind) for kind in ("blind", "told"))
+        of, differs = row.figures.get, row.differences.get
         lines.append([
             row.variant, str(row.seeds),
-            row.blind.text(2, plus_minus=plus_minus), blind.text(2, True, plus_minus) if blind else none,
-            row.told.text(2, plus_minus=plus_minus), told.text(2, True, plus_minus) if told else none,
-            row.ssim.text(3, plus_minus=plus_minus),
-            Cell(100 * row.matched.value).text(0) + " %",
-            *(row.sets[name].text(2, plus_minus=plus_minus) if name in row.sets else none for name in names),
+            written(of("blind")), written(differs("blind"), sign=True),
+            written(of("told")), written(differs("told"), sign=True),
+            written(of("misled")), written(of("ssim"), 3), share(of("matched")), share(of("untouched")),
+            *(written(row.sets.get(name)) for name in names),
         ])  # fmt: skip
     return lines
 
@@ -284,7 +307,8 @@ def _note(grid: Grid) -> str:
     return (
         f"PSNR in dB, the mean over sets; ± the standard deviation over seeds. Against {grid.baseline}: the mean "
         "difference on the images of both, ± half of its 95 % confidence interval, paired by seed (by image where "
-        "there is one seed). SSIM, matched and the sets' columns are blind."
+        "there is one seed). Misled: told a wrong task. SSIM, matched and the sets' columns are blind. Untouched: of "
+        "the images with nothing wrong, which count nowhere else."
     )
 
 

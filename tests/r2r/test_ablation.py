@@ -76,13 +76,15 @@ def test_a_grid_goes_on_and_ends_in_a_table(grid: Path, tmp_path: Path) -> None:
     rows = rows_of(runs)
     assert [(row.variant, row.seeds) for row in rows] == [("all", 2), ("pixel & no_fft", 2), ("one task", 2)]
     assert list(rows[2].sets) == ["denoise"]
-    assert rows[0].blind.value == pytest.approx(np.mean([cell.value for cell in rows[0].sets.values()]))
+    assert rows[0].figures["blind"].value == pytest.approx(np.mean([cell.value for cell in rows[0].sets.values()]))
+    assert {"misled", "matched"} <= rows[0].figures.keys()
+    assert {"misled", "untouched"}.isdisjoint(rows[2].figures)  # no other task to be told, no set with nothing wrong
     assert rows[0].differences == {}
     one = rows[2].differences["blind"]  # on the set that both have
     assert one.value == pytest.approx(rows[2].sets["denoise"].value - rows[0].sets["denoise"].value)
 
     table = (tmp_path / "runs" / "table.md").read_text()
-    assert f"| all | 2 | {rows[0].blind.value:.2f} ± {rows[0].blind.spread:.2f} | - |" in table
+    assert f"| all | 2 | {rows[0].figures['blind'].text(2)} | - |" in table
     assert r"pixel \& no\_fft & 2 & " in (tmp_path / "runs" / "table.tex").read_text()
     with (tmp_path / "runs" / "table.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
@@ -94,6 +96,29 @@ def test_a_grid_goes_on_and_ends_in_a_table(grid: Path, tmp_path: Path) -> None:
     grid.write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match=r"all/0/result\.json is of other settings"):
         run_grid(load_grid(grid, [out]), Silent(), lines.append)
+
+
+def test_sets_with_nothing_wrong_count_as_untouched_alone(grid: Path, tmp_path: Path) -> None:
+    base, sets = (yaml.safe_load((tmp_path / f"{name}.yaml").read_text()) for name in ("base", "sets"))
+    base["model"]["mixtures"] = True
+    sets["sets"].append({"name": "clean", "task": [], "clean": "photos"})
+    for name, one in (("base", base), ("sets", sets)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(one))
+    variants = {"all": {}, "no misleading": {"mislead": 0.0}}
+    grid.write_text(yaml.safe_dump({**yaml.safe_load(grid.read_text()), "seeds": [0], "variants": variants}))
+    runs = load_grid(grid, [f"out={tmp_path / 'runs'}"])
+    assert run_grid(runs, Silent(), lambda line: None) == []
+    images = json.loads((tmp_path / "runs" / "all" / "0" / "result.json").read_text())["images"]
+    faulty, sound = ([one for one in images if (one["set"] == "clean") == clean] for clean in (False, True))
+    assert [one["told"] for one in sound] == [None, None]
+    for row in rows_of(runs):
+        assert list(row.sets) == ["denoise", "lowlight", "clean"]
+        assert row.figures["blind"].value == pytest.approx(np.mean([row.sets[one].value for one in list(row.sets)[:2]]))
+        assert row.figures.keys() == {"blind", "told", "misled", "ssim", "matched", "untouched"}
+    first = rows_of(runs)[0].figures
+    assert first["untouched"].value == np.mean([one["untouched"] for one in sound])
+    assert first["matched"].value == np.mean([one["matched"] for one in faulty])
+    assert rows_of(runs)[1].differences.keys() == {"blind", "told"}
 
 
 def test_a_run_that_fails_does_not_stop_the_others(grid: Path, tmp_path: Path) -> None:
