@@ -302,12 +302,16 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         layer = gain_and_offset(smaller, mixed(smaller, restored, bank.strength(found)))
         return Overview(found, scores, *layer, brighter)
 
+    def settles_all(self, overview: Overview, told: Tensor | None) -> bool:
+        """Whether no photo has to be looked at beyond its small copy."""
+        return bool(overview.settles(self.bank.smooth, self.bank.light, told).all())
+
     def match(self, query: Tensor, task: Task = None, overview: Overview | None = None) -> Match:
         """D_K -> what the bank holds for it. Queries of any size are area-pooled to the bank's resolution.
 
         Each window of the image has a score of its own, their mean settles the tasks. The readout is the whole image's.
-        overview: what `clear` gives with the image that asks. It settles the smooth tasks, and those of light where the
-        image is seen brightened; the readout is of all but the smooth ones.
+        overview: what `clear` gives with the image that asks. It settles the smooth tasks, those of light where the
+        image is seen brightened, and all where only smooth ones are told. The readout is of all but the smooth ones.
         Raises ValueError where the bank is empty or `task` does not name tasks of it.
         """
         self.bank.check_filled()
@@ -316,7 +320,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         if self.mixtures:
             scores = bank.calibrated(self.vote(query))
             if overview is not None:
-                scores = torch.where(overview.settles(bank.smooth, bank.light), overview.scores, scores)
+                settled = overview.settles(bank.smooth, bank.light, told)
+                scores = torch.where(settled, overview.scores, scores)
             found = scores > 0 if told is None else told
             left = found if overview is None else found & ~bank.smooth
             brighter = None if overview is None else overview.exposure
@@ -437,6 +442,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
 
     def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
         cleared = self.clear(lq, told)
+        if _may_ask(lq) and cleared.overview is not None and self.settles_all(cleared.overview, told):
+            return Restoration(cleared.image.clone(), cleared.overview.task, cleared.overview.scores)
         features = cleared.features or self.encode(cleared.exposed)
         key, value = self.query(features.deep)
         match = self.match(key, told, cleared.overview)

@@ -50,9 +50,11 @@ class Overview(NamedTuple):
         gain, offset = (down @ x @ across.T for x in (self.gain, self.offset))
         return torch.where(self.task.any(1)[:, None, None, None], (gain * part + offset).clamp(0, 1), part)
 
-    def settles(self, smooth: Tensor, light: Tensor) -> Tensor:
-        """bool [N, T] or [T]: tasks of which the copies' scores count, given those smooth and of light, bool [T]."""
-        return smooth if self.exposure is None else smooth | (light & (self.exposure > 1)[:, None])
+    def settles(self, smooth: Tensor, light: Tensor, told: Tensor | None) -> Tensor:
+        """bool [N, T] or [T]: tasks of which the copies' scores count, given those smooth and of light, bool [T], and
+        those told, bool [N, T]. All, where no other than smooth ones are told: the photos are then not looked at."""
+        settled = smooth if self.exposure is None else smooth | (light & (self.exposure > 1)[:, None])
+        return settled if told is None else settled | ~(told & ~smooth).any(1, keepdim=True)
 
     def exposed(self, part: Tensor) -> Tensor:
         """A part [N, 3, H, W] of photos as the model is to see it, in [0, 1]."""

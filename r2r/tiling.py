@@ -245,13 +245,29 @@ def _restore_tiled(
     margin = max(_LEAST_MARGIN, min(model.window // 2, side // 6) // stride * stride)
     rows, columns = (_windows(length, side, stride, margin) for length in padded)
 
-    steps = count(1)
-
-    def tell() -> None:  # each tile is passed twice
-        if progress is not None:
-            progress(next(steps) / (2 * len(rows) * len(columns)))
-
+    tiles, steps = len(rows) * len(columns), count(1)
     photo = _Photo(model, pixels, task)
+    passes = 1 if photo.settled else 2
+
+    def tell() -> None:
+        if progress is not None:
+            progress(next(steps) / (passes * tiles))
+
+    def blended(changed: Callable[[_Window, _Window, Tensor], Tensor]) -> None:
+        """Fill `out` with what is made of each tile that nothing lies smoothly over any more."""
+
+        def restored(y: _Window, x: _Window) -> Tensor:
+            place = y.start, x.start, y.stop - y.start, x.stop - x.start
+            image = changed(y, x, photo.cleared(*place))
+            tell()
+            return torch.lerp(photo.part(*place), image.float(), strength).cpu()
+
+        _blend(rows, columns, restored, out)
+
+    if photo.settled:
+        assert photo.overview is not None
+        blended(lambda y, x, cleared: cleared)
+        return photo.overview.task, photo.overview.scores, tiles
     # With a window they reach no farther than a margin, so that each tile may have its own.
     attention = None if model.window else _SharedAttention(model, photo, side)
     if attention:
@@ -260,34 +276,34 @@ def _restore_tiled(
     query, kept = _assemble_query(model, photo, tell, rows, columns, padded, budget)
     match = model.match(query, task, photo.overview)
     restores = bool(match.strength.any())
-    if not restores and not bool(match.task.any()):
-        out[...] = pixels
-        return match.task, match.scores, len(rows) * len(columns)
+    if not restores:
+        if bool(match.task.any()):
+            blended(lambda y, x, cleared: cleared)
+        else:
+            out[...] = pixels
+        return match.task, match.scores, tiles
     spread = [_spreading(match.readout.shape[2], length // stride, match.readout) for length in padded]
 
     def readout_at(y_cells: slice, x_cells: slice) -> Tensor:
         return spread[0][y_cells] @ match.readout @ spread[1][x_cells].T
 
-    if attention and restores:
+    if attention:
         attention.share_in_decoder(readout_at)
 
-    def restored(y: _Window, x: _Window) -> Tensor:
-        image = cleared = photo.cleared(y.start, x.start, y.stop - y.start, x.stop - x.start)
-        if restores:
-            features = kept.pop((y.start, x.start), None) or model.encode(photo.exposed(cleared))
-            _, value = model.query(features.deep)
-            readout = readout_at(y.cells(stride), x.cells(stride))
-            decoded = model.decode(cleared, features, value, readout, match.exposure)
-            image = mixed(cleared, decoded, match.strength)
-        tell()
-        return torch.lerp(photo.part(y.start, x.start, *image.shape[2:]), image.float(), strength).cpu()
+    def restored(y: _Window, x: _Window, cleared: Tensor) -> Tensor:
+        features = kept.pop((y.start, x.start), None) or model.encode(photo.exposed(cleared))
+        _, value = model.query(features.deep)
+        readout = readout_at(y.cells(stride), x.cells(stride))
+        decoded = model.decode(cleared, features, value, readout, match.exposure)
+        return mixed(cleared, decoded, match.strength)
 
-    _blend(rows, columns, restored, out)
-    return match.task, match.scores, len(rows) * len(columns)
+    blended(restored)
+    return match.task, match.scores, tiles
 
 
 class _Photo:
-    """Parts of a photo as the model takes them, and the `overview` of it, None for a model that takes none."""
+    """Parts of a photo as the model takes them, and the `overview` of it, None for a model that takes none. settled:
+    the overview is all that is needed."""
 
     def __init__(self, model: R2R, pixels: np.ndarray, task: Task) -> None:
         self.pixels = pixels
@@ -296,6 +312,8 @@ class _Photo:
         if model.takes_overview:
             small = self._small()
             self.overview = model.overview(small, model.encode(small), pixels.shape[:2], task)
+        told = model._told(task, 1, self.device)
+        self.settled = self.overview is not None and model.settles_all(self.overview, told)
 
     def part(self, top: int, left: int, height: int, width: int) -> Tensor:
         """float32 [1, 3, height, width], less where the photo ends, from where on it is padded."""

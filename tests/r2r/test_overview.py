@@ -20,6 +20,7 @@ from r2r.data.dataset import EvaluationPair
 from r2r.evaluation import EvaluationSet, evaluate
 from r2r.frozen import inference_form
 from r2r.metrics import centre_crop, psnr
+from r2r.model import Task
 from r2r.overview import SIDE, UNDONE_SIDE, Overview, exposure, gain_and_offset, small_copy, small_size
 from r2r.training import build_model
 from tests.conftest import TINY, fill_randomly, finding_nothing, whole_and_tiled, with_the_same_attention_everywhere
@@ -135,6 +136,29 @@ def test_tiles_give_what_one_piece_gives(model: R2R, found: tuple[str, ...]) -> 
     assert (np.abs(whole.pixels - pixels).max() > 0.01) == bool(found)
     whole, tiled = whole_and_tiled(model, pixels, strength=0.5)
     assert np.abs(whole.pixels - tiled.pixels).max() < 2e-3
+
+
+@pytest.mark.parametrize("task", ["dehaze", torch.tensor([[False, False, False]])], ids=["dehaze", "nothing"])
+def test_a_photo_told_nothing_but_smooth_tasks_is_not_encoded(model: R2R, task: Task) -> None:
+    cleared, overview, _ = model.clear(PHOTO, model._told(task, 1, PHOTO.device))
+    encoded: list[int] = []
+    model.encoder.register_forward_hook(lambda module, given, made: encoded.append(max(given[0].shape[2:])))
+    restored = model.restore(PHOTO, task)
+    assert torch.equal(restored.image, cleared)
+    assert restored.image.data_ptr() != PHOTO.data_ptr()
+    assert overview is not None
+    assert torch.equal(restored.scores, overview.scores)
+    shares: list[float] = []
+    pixels = np.ascontiguousarray(PHOTO[0].permute(1, 2, 0).numpy())
+    whole, tiled = whole_and_tiled(model, pixels, task=task, progress=shares.append)
+    assert np.abs(whole.pixels - tiled.pixels).max() < 1e-6
+    assert list(tiled.scores.values()) == pytest.approx(list(whole.scores.values()), abs=1e-5)
+    assert shares == pytest.approx([(tile + 1) / tiled.tiles for tile in range(tiled.tiles)])
+    assert max(encoded) <= SIDE
+
+    both = model.restore(PHOTO.expand(2, -1, -1, -1), torch.tensor([[False, False, True], [True, False, False]]))
+    torch.testing.assert_close(both.scores[0], model.restore(PHOTO, "dehaze").scores[0])  # whatever is beside it
+    assert not torch.equal(both.scores[1], both.scores[0])
 
 
 def test_frozen_and_fast_models_do_the_same(model: R2R) -> None:
