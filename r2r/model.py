@@ -269,6 +269,12 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         """lq [N, 3, H, W] without what lies over it smoothly; lq itself for a model without smooth tasks."""
         if not self.takes_overview:
             return Cleared(lq, None, None)
+        if torch.compiler.is_dynamo_compiling():  # no decorator, as that takes two seconds when this file is imported
+            why = "Inductor reasons about the sizes of small copies for more than ten minutes"
+            return torch.compiler.disable(self._cleared, reason=why)(lq, task)
+        return self._cleared(lq, task)
+
+    def _cleared(self, lq: Tensor, task: Task) -> Cleared:
         small = small_copy(lq)
         features = self.encode(small)
         overview = self.overview(small, features, lq.shape[2:], task)

@@ -172,6 +172,24 @@ def test_frozen_and_fast_models_do_the_same(model: R2R) -> None:
         torch.testing.assert_close(given.image, wanted.image, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("freeze", [False, True], ids=["fast", "frozen"])
+def test_compiled_models_look_at_the_small_copy_outside_of_the_graph(model: R2R, freeze: bool) -> None:
+    finding(suspecting(model, SUSPECTED), "dehaze", "denoise").bank.light_tasks = ("derain",)
+    trained = fast.R2R(**model.config)
+    trained.load_state_dict(model.state_dict())
+    quick: R2R = trained.eval().freeze(torch.float32) if freeze else trained.eval()
+    torch.compiler.reset()
+    compiled = torch.compile(quick, dynamic=True, backend="aot_eager")
+    dark = PHOTO / 8
+    with torch.no_grad():
+        for number, size in enumerate(((90, 101), (120, 75), (61, 64), (200, 133))):
+            photos = dark[:, :, : size[0], : size[1]].expand(2, -1, -1, -1)
+            with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
+                torch.testing.assert_close(compiled(photos), quick(photos), rtol=0, atol=1e-5)
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"torch\.compiler\.disable\(self\._cleared"):
+            torch.compile(quick, fullgraph=True, backend="aot_eager")(photos)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("light", [[], ["derain"]])
 def test_replays_on_a_gpu_give_the_bits_of_the_plain_call(model: R2R, light: list[str]) -> None:
