@@ -25,7 +25,7 @@ _END = '\n  ],\n  "complete": {}\n}}\n'
 @dataclass(frozen=True)
 class FileResult:
     """What became of one file. `size` in bytes and `modified` in ns are those of the input when it was read. `scores`:
-    how likely each task is, in [0, 1]. `error` is None where all went well."""
+    how likely each task is, in [0, 1]. `graphic`: no photo, and left as it is. `error` is None where all went well."""
 
     input: str
     output: str
@@ -36,6 +36,7 @@ class FileResult:
     height: int | None = None
     width: int | None = None
     tiles: int | None = None
+    graphic: bool = False
     seconds: float = 0.0
     error: str | None = None
 

@@ -245,7 +245,9 @@ class _Job:
 
     def restored(self, by: RestoredPhoto, seconds: float) -> _Job:
         seconds += self.result.seconds
-        result = replace(self.result, tasks=by.tasks, scores=by.scores, tiles=by.tiles, seconds=seconds)
+        result = replace(
+            self.result, tasks=by.tasks, scores=by.scores, tiles=by.tiles, graphic=by.graphic, seconds=seconds
+        )
         return replace(self, result=result)
 
     def failed(self, error: Exception, seconds: float) -> _Job:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from r2r.data.images import from_float, to_float
 from r2r.device import device_of, free_memory
 from r2r.errors import InputError
+from r2r.graphics import is_graphic
 from r2r.model import R2R, Features, Task, mixed
 from r2r.overview import Overview, small_size
 from r2r_kernels.nn import FoldedNAFBlock, NAFBlock
@@ -46,12 +47,14 @@ Progress = Callable[[float], object]
 @dataclass(frozen=True, eq=False)
 class RestoredPhoto:
     """`pixels` of the shape and dtype given; `tasks` that took part, none where nothing was found and the pixels stay
-    as they are; `scores`, how likely each task is, in [0, 1]; number of `tiles`."""
+    as they are; `scores`, how likely each task is, in [0, 1]; number of `tiles`. graphic: it is no photo
+    (`r2r.graphics`), so that nothing was looked for, and there are no scores."""
 
     pixels: np.ndarray
     tasks: tuple[str, ...]
     scores: dict[str, float]
     tiles: int
+    graphic: bool = False
 
 
 @torch.inference_mode()
@@ -78,6 +81,7 @@ def restore_photo(
     piece. Features of that pass are kept as far as the memory reaches; those of other tiles are made again.
     What still differs from one piece is that attention: it comes from crops of the photo. In a model with a `window`
     each tile has its own, which differs only where the window reaches beyond the tile.
+    Blind, a model for mixtures leaves graphics as they are.
     Raises InputError for other arrays, NaN, values outside [0, 1], another strength, and a budget too small for the
     smallest tile.
     """
@@ -85,10 +89,35 @@ def restore_photo(
     if not 0 <= strength <= 1:
         raise InputError(f"strength must be in 0..1, got {strength}")
     out = np.empty_like(pixels) if out is None else out
+    if _left_alone(model, pixels, task, visible):
+        return _untouched_graphic(pixels, out)
     if visible is not None and not visible.all():
         return _restore_visible(model, pixels, task, memory, out, strength, visible, progress)
+    return _restore_all(model, pixels, task, memory, out, strength, progress)
+
+
+def _left_alone(model: R2R, pixels: np.ndarray, task: Task, visible: np.ndarray | None = None) -> bool:
+    """Whether it is a graphic that nobody asked to change."""
+    return task is None and model.mixtures and is_graphic(pixels, visible)
+
+
+def _untouched_graphic(pixels: np.ndarray, out: np.ndarray) -> RestoredPhoto:
+    out[...] = pixels
+    return RestoredPhoto(out, (), {}, 0, graphic=True)
+
+
+def _restore_all(
+    model: R2R,
+    pixels: np.ndarray,
+    task: Task,
+    memory: int | None,
+    out: np.ndarray,
+    strength: float,
+    progress: Progress | None,
+) -> RestoredPhoto:
+    """As `restore_photo`, a photo that is seen everywhere."""
     if whole_photos(model, pixels.shape, memory):
-        return restore_together(model, [pixels], task, [out], strength)[0]
+        return _restore_batch(model, [pixels], task, [out], strength)[0]
     device, width = device_of(model), model.padded(pixels.shape[1])
     budget = free_memory(device) // 2 if memory is None else memory
     side = tile_side(model, memory, across=width)
@@ -103,6 +132,21 @@ def restore_together(
     """As `restore_photo`, for one or more photos of one size, as a batch and in one piece each."""
     for pixels in photos:
         _check_pixels(pixels)
+    done = {
+        index: _untouched_graphic(pixels, out)
+        for index, (pixels, out) in enumerate(zip(photos, outs, strict=True))
+        if _left_alone(model, pixels, task)
+    }
+    left = [index for index in range(len(photos)) if index not in done]
+    if left:
+        restored = _restore_batch(model, [photos[i] for i in left], task, [outs[i] for i in left], strength)
+        done.update(zip(left, restored, strict=True))
+    return [done[index] for index in range(len(photos))]
+
+
+def _restore_batch(
+    model: R2R, photos: Sequence[np.ndarray], task: Task, outs: Sequence[np.ndarray], strength: float
+) -> list[RestoredPhoto]:
     batch = torch.cat([_as_tensor(pixels) for pixels in photos])
     images, chosen, scores = model.restore(batch.to(device_of(model)), task, strength)
     for image, out in zip(images, outs, strict=True):
@@ -152,7 +196,8 @@ def _restore_visible(
     from scipy.ndimage import distance_transform_edt  # slow to import, and few photos have hidden colours
 
     y, x = distance_transform_edt(~seen, return_distances=False, return_indices=True)
-    restored = restore_photo(model, pixels[part][y, x], task, memory, strength=strength, progress=progress)
+    photo = pixels[part][y, x]
+    restored = _restore_all(model, photo, task, memory, photo, strength, progress)
     out[part][seen] = restored.pixels[seen]
     return replace(restored, pixels=out)
 

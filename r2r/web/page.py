@@ -236,7 +236,8 @@ def _fault(task: str) -> str:
 
 
 def _in_words(outcome: Outcome) -> str:
-    return ", ".join(map(_fault, outcome.result.tasks)) or "nothing wrong, left as it is"
+    untouched = f"{'a graphic' if outcome.result.graphic else 'nothing wrong'}, left as it is"
+    return ", ".join(map(_fault, outcome.result.tasks)) or untouched
 
 
 def _address(path: Path | None) -> str:

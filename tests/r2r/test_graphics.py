@@ -1,0 +1,147 @@
+"""Screenshots, charts and cartoons are told from photos, and nothing is looked for in them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from skimage import data
+
+from r2r import R2R
+from r2r.graphics import is_graphic
+from r2r.tiling import restore_photo, restore_together
+from tests.conftest import finding_nothing, whole_and_tiled
+
+PHOTOS = {"coffee": data.coffee(), "chelsea": data.chelsea(), "rocket": data.rocket(), "retina": data.retina()[:600]}
+
+
+def screenshot(dark: bool = False) -> np.ndarray:
+    image = Image.new("RGB", (640, 400), (30, 30, 36) if dark else "white")
+    draw = ImageDraw.Draw(image)
+    for line in range(30):
+        draw.text((20, 12 * line + 10), "The quick brown fox jumps over it. " * 2, fill=(200, 200, (line * 37) % 255))
+    return np.array(image)
+
+
+def cartoon() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    image = Image.new("RGB", (450, 350), (120, 190, 240))
+    for x, y, radius, *colour in rng.integers(0, [450, 350, 60, 255, 255, 255], (30, 6)).tolist():
+        ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=tuple(colour))
+    return np.array(image)
+
+
+def product() -> np.ndarray:
+    """A photo before a white background."""
+    image = np.full((600, 800, 3), 255, np.uint8)
+    image[150:450, 250:550] = data.astronaut()[:300, :300]
+    return image
+
+
+def jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return np.array(Image.open(file))
+
+
+def noisy(pixels: np.ndarray, sigma: float) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(size=pixels.shape) * sigma
+    return (pixels + noise).clip(0, 255).round().astype(np.uint8)
+
+
+GRAPHICS = {"screenshot": screenshot(), "dark": screenshot(dark=True), "cartoon": cartoon()}
+
+
+@pytest.mark.parametrize("name", GRAPHICS)
+def test_graphics_are_graphics_in_every_form(name: str) -> None:
+    pixels = GRAPHICS[name]
+    assert is_graphic(pixels)
+    assert is_graphic(pixels.astype(np.uint16) * 257)
+    assert is_graphic(pixels.astype(np.float32) / 255)
+    assert is_graphic(np.asfortranarray(pixels))
+    assert is_graphic(pixels[:, :, 1:2])
+    assert is_graphic(pixels[::-1, 5:])
+    assert not is_graphic(noisy(pixels, 3))
+    assert not is_graphic(jpeg(pixels, 30))  # what compression did to it may be undone
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_photos_are_none_whatever_became_of_them(name: str) -> None:
+    photo = PHOTOS[name]
+    ways = [photo, noisy(photo, 3), noisy(photo, 50), (photo * 0.15).round(), (photo * 0.05).round()]
+    ways += [photo * 0.1 + 200, np.where(photo > 128, 255, photo)]  # hazy, overexposed
+    for pixels in (one.astype(np.uint8) for one in ways):
+        assert not is_graphic(pixels)
+        assert [quality for quality in (5, 10, 20, 40, 75, 95) if is_graphic(jpeg(pixels, quality))] == []
+
+
+def test_photos_before_white_are_none_once_something_is_wrong() -> None:
+    photo = product()
+    assert not is_graphic(noisy(photo, 3))
+    assert [quality for quality in (5, 10, 20, 40, 60) if is_graphic(jpeg(photo, quality))] == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (5, 8), (9, 9), (40, 3)])
+def test_too_little_to_tell_and_one_colour_are_none(shape: tuple[int, int]) -> None:
+    assert not is_graphic(np.zeros((*shape, 3), np.uint8))
+    assert not is_graphic(np.full((*shape, 1), 0.5, np.float32))
+
+
+def test_what_transparency_hides_does_not_count() -> None:
+    drawn, photo = cartoon(), PHOTOS["coffee"][:350, :450]
+    visible = np.zeros(photo.shape[:2], bool)
+    visible[100:200, 100:200] = True
+    both = np.where(visible[..., None], drawn, photo)
+    assert not is_graphic(both)
+    assert is_graphic(both, visible)
+    assert not is_graphic(both, ~visible)
+    assert not is_graphic(drawn, np.zeros_like(visible))
+
+
+@pytest.fixture
+def model() -> R2R:
+    """Takes everything for noisy."""
+    model = finding_nothing(mixtures=True)
+    model.bank.offset[0] += 200
+    return model
+
+
+def test_blind_graphics_stay_as_they_are(model: R2R) -> None:
+    pixels, photo = screenshot(), PHOTOS["coffee"][:400, :300].repeat(3, axis=1)[:, :640]
+    for given, graphic in ((pixels, True), (photo, False)):
+        for restored in whole_and_tiled(model, given) if not graphic else [restore_photo(model, given)]:
+            assert restored.graphic == graphic
+            assert np.array_equal(restored.pixels, given) == graphic
+            assert (restored.tasks, bool(restored.scores)) == (() if graphic else ("denoise",), not graphic)
+    first, second = restore_together(model, [pixels, photo], None, [np.empty_like(pixels), np.empty_like(photo)], 1.0)
+    assert (first.graphic, second.graphic) == (True, False)
+    assert np.array_equal(first.pixels, pixels)
+    assert np.abs(second.pixels.astype(int) - restore_photo(model, photo).pixels).max() <= 1
+    assert restore_together(model, [pixels], None, [np.empty_like(pixels)], 1.0)[0].graphic
+
+
+def test_a_graphic_is_restored_where_somebody_asks_or_the_model_always_names_a_task(model: R2R) -> None:
+    pixels = screenshot()
+    told = restore_photo(model, pixels, "denoise")
+    assert (told.tasks, told.graphic) == (("denoise",), False)
+    assert not np.array_equal(told.pixels, pixels)
+    single = finding_nothing()
+    assert len(restore_photo(single, pixels).tasks) == 1
+
+
+def test_the_border_of_a_photo_with_transparency_makes_no_graphic_of_it(model: R2R) -> None:
+    photo = np.zeros((400, 600, 3), np.uint8)
+    visible = np.zeros(photo.shape[:2], bool)
+    y, x = np.mgrid[:400, :600]
+    visible[(y + x) % 40 < 3] = True  # what is hidden takes the nearest colour: flat, with edges
+    photo[visible] = np.random.default_rng(0).integers(0, 255, (visible.sum(), 3))
+    restored = restore_photo(model, photo, visible=visible)
+    assert (restored.graphic, restored.tasks) == (False, ("denoise",))
+    screen = screenshot()
+    hidden = np.ones(screen.shape[:2], bool)
+    hidden[:, 600:] = False
+    left = restore_photo(model, screen, visible=hidden)
+    assert left.graphic
+    assert np.array_equal(left.pixels, screen)
