@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 
 # Measured on photos, whole and degraded, and on graphics: docs/blind.md.
-_FLAT = 0.65  # a graphic has more than this share of its neighbours equal,
-_EDGE = 8 / 255  # and at least half of the others differ by this share of the range or more.
-_BLOCK, _MORE_INSIDE = 8, 0.02  # In a JPEG file this much more is equal inside of blocks than between them.
+_DIFFERENT = 0.35  # Of a graphic's neighbours, fewer than this share differ,
+_STEP = 8 / 255  # and half of those that do, differ by this share of the range or more.
+_BLOCK, _AT_BORDERS = 8, 0.04  # In a JPEG file, this share more differ at the borders of blocks than elsewhere.
 
 
 def is_graphic(pixels: np.ndarray, visible: np.ndarray | None = None) -> bool:
@@ -16,29 +18,31 @@ def is_graphic(pixels: np.ndarray, visible: np.ndarray | None = None) -> bool:
     A graphic is mostly flat, with sharp edges, and was not compressed with losses. Photos are flat where they are dark,
     overexposed or compressed.
     """
-    between, inside = (_steps(pixels, visible, after) for after in (_BLOCK, _BLOCK // 2))
-    edges = between[between > 0]
-    if not edges.size or not inside.size:
+    if visible is None:
+        visible = np.ones(pixels.shape[:2], bool)
+    steps, at_borders = [], []
+    for axis in (0, 1):
+        lines, seen = (x.swapaxes(0, axis)[:, ::_BLOCK] for x in (pixels, visible))
+        both = seen[:-1] & seen[1:]
+        step = _steps(lines)
+        steps.append(step[both])
+        differs = (step > 0) & both
+        shares = [differs[start::_BLOCK].sum() / max(1, both[start::_BLOCK].sum()) for start in range(_BLOCK)]
+        at_borders.append(max(shares) - np.median(shares))  # wherever the blocks begin
+    known = np.concatenate(steps)
+    edges = known[known > 0]
+    if not edges.size:
         return False
-    sharp, sharp_inside = edges.size / between.size, np.mean(inside > 0)
-    most = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
+    different = edges.size / known.size
+    scale = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
     return bool(
-        sharp < 1 - _FLAT
-        and sharp - sharp_inside < min(_MORE_INSIDE, sharp / 4)
-        and np.median(edges) >= np.float32(_EDGE * most)
+        different < _DIFFERENT
+        and np.mean(at_borders) < min(_AT_BORDERS, different / 2)
+        and np.median(edges) >= np.float32(_STEP * scale)
     )
 
 
-def _steps(pixels: np.ndarray, visible: np.ndarray | None, after: int) -> np.ndarray:
-    """By how much neighbours differ, in the colour that differs most: the rows and columns `after` and the next, and
-    so on for each block."""
-    steps = []
-    for axis in (0, 1):
-        lines = pixels.swapaxes(0, axis)
-        first, second = lines[after - 1 : -1 : _BLOCK], lines[after::_BLOCK]
-        step = (np.maximum(first, second) - np.minimum(first, second)).max(axis=2)
-        if visible is not None:
-            seen = visible.swapaxes(0, axis)
-            step = step[seen[after - 1 : -1 : _BLOCK] & seen[after::_BLOCK]]
-        steps.append(step.ravel())
-    return np.concatenate(steps)
+def _steps(lines: np.ndarray) -> np.ndarray:
+    """[L, M, C] -> [L - 1, M]: by how much neighbours along L differ, in the colour that differs most."""
+    steps = np.maximum(lines[:-1], lines[1:]) - np.minimum(lines[:-1], lines[1:])
+    return reduce(np.maximum, (steps[:, :, colour] for colour in range(steps.shape[2])))
