@@ -17,7 +17,7 @@ PAGE = "compare.html"
 def write_comparison(out: Path, results: Sequence[FileResult]) -> Path:
     """Write `out/compare.html`, which shows the files where they lie. Raises InputError where it cannot be written."""
     figures = [
-        figure(Path(one.input), Path(one.output), out, f"{one.input}: {' + '.join(one.tasks) or 'nothing found'}")
+        figure(Path(one.input), Path(one.output), out, f"{one.input}: {' + '.join(one.tasks) or one.untouched}")
         for one in results
         if one.error is None
     ]

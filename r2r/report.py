@@ -40,6 +40,11 @@ class FileResult:
     seconds: float = 0.0
     error: str | None = None
 
+    @property
+    def untouched(self) -> str:
+        """What is said of a photo in which nothing was restored."""
+        return f"{'a graphic' if self.graphic else 'nothing wrong'}, left as it is"
+
 
 @dataclass(frozen=True)
 class Skipped:

@@ -99,9 +99,8 @@ class RestorationDisplay:
         else:
             scores = "  ".join(f"{name} {score:.0%}" for name, score in result.scores.items())
             tiles = f", {result.tiles} tiles" if result.tiles and result.tiles > 1 else ""
-            untouched = f"{'a graphic' if result.graphic else 'nothing wrong'}, left as it is"
             likely = f" ({scores})" if scores else ""
-            found = (" + ".join(result.tasks) or untouched, "bold")
+            found = (" + ".join(result.tasks) or result.untouched, "bold")
             self._say(f"{printable(result.input)}: ", found, f"{likely} in {result.seconds:.1f} s{tiles}")
 
     def plan(self, report: RestorationReport, todo: Sequence[tuple[Location, Location]]) -> None:

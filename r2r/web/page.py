@@ -236,8 +236,7 @@ def _fault(task: str) -> str:
 
 
 def _in_words(outcome: Outcome) -> str:
-    untouched = f"{'a graphic' if outcome.result.graphic else 'nothing wrong'}, left as it is"
-    return ", ".join(map(_fault, outcome.result.tasks)) or untouched
+    return ", ".join(map(_fault, outcome.result.tasks)) or outcome.result.untouched
 
 
 def _address(path: Path | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from skimage import data
 
 from r2r import R2R
 from r2r.graphics import is_graphic
+from r2r.restoration import restore_files
+from r2r.terminal import RestorationDisplay
 from r2r.tiling import restore_photo, restore_together
 from tests.conftest import finding_nothing, whole_and_tiled
 
@@ -122,6 +126,28 @@ def test_blind_graphics_stay_as_they_are(model: R2R) -> None:
     assert np.array_equal(first.pixels, pixels)
     assert np.abs(second.pixels.astype(int) - restore_photo(model, photo).pixels).max() <= 1
     assert restore_together(model, [pixels], None, [np.empty_like(pixels)], 1.0)[0].graphic
+
+
+def test_the_file_of_a_graphic_is_copied_and_the_report_says_why(
+    model: R2R, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, pixels in (("screen", screenshot()), ("photo", PHOTOS["coffee"]), ("screen too", screenshot(dark=True))):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{name}.png")
+    display = RestorationDisplay()
+    restore_files(model, [tmp_path / "in"], tmp_path / "out", progress=display.show)
+    for name, same in (("screen", True), ("screen too", True), ("photo", False)):
+        given, written = ((tmp_path / folder / f"{name}.png").read_bytes() for folder in ("in", "out"))
+        assert (given == written) == same
+    files = json.loads((tmp_path / "out" / "report.json").read_text())["files"]
+    assert {Path(one["input"]).stem: one["graphic"] for one in files} == {
+        "screen": True,
+        "screen too": True,
+        "photo": False,
+    }
+    said = capsys.readouterr().out
+    assert said.count("a graphic, left as it is in ") == 2
+    assert said.count("denoise (denoise 100%") == 1
 
 
 def test_a_graphic_is_restored_where_somebody_asks_or_the_model_always_names_a_task(model: R2R) -> None:
