@@ -38,6 +38,16 @@ def cartoon() -> np.ndarray:
     return np.array(image)
 
 
+def table() -> np.ndarray:
+    """Its rows are 16 pixels apart, as the blocks of a JPEG file are."""
+    image = Image.new("RGB", (640, 400), "white")
+    draw = ImageDraw.Draw(image)
+    for row in range(0, 400, 16):
+        draw.rectangle((0, row, 640, row + 7), fill=(238, 238, 255))
+        draw.text((20, row), "1.25   17.0   33.1   48.2   ", fill=(20, 20, 20))
+    return np.array(image)
+
+
 def product() -> np.ndarray:
     """A photo before a white background."""
     image = np.full((600, 800, 3), 255, np.uint8)
@@ -56,7 +66,7 @@ def noisy(pixels: np.ndarray, sigma: float) -> np.ndarray:
     return (pixels + noise).clip(0, 255).round().astype(np.uint8)
 
 
-GRAPHICS = {"screenshot": screenshot(), "dark": screenshot(dark=True), "cartoon": cartoon()}
+GRAPHICS = {"screenshot": screenshot(), "dark": screenshot(dark=True), "cartoon": cartoon(), "table": table()}
 
 
 @pytest.mark.parametrize("name", GRAPHICS)
