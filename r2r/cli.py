@@ -264,7 +264,7 @@ def restore(
     The same command again goes on where it was stopped, and skips what is done and has not changed. Exit code 1 where
     photos failed or were left out; report.json says which and why.
 
-    A photo in which nothing is found wrong is copied as it is.
+    A photo in which nothing is found wrong is copied as it is, and so is a screenshot or another graphic.
 
     Example: `r2r restore holiday/ scan.tif`
 

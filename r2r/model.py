@@ -308,8 +308,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         layer = gain_and_offset(smaller, mixed(smaller, restored, bank.strength(found)))
         return Overview(found, scores, *layer, brighter)
 
-    def settles_all(self, overview: Overview, told: Tensor | None) -> bool:
-        """Whether no photo has to be looked at beyond its small copy."""
+    def settles_all(self, overview: Overview, task: Task) -> bool:
+        """Whether no photo has to be looked at beyond its small copy; `task` as in `restore`."""
+        told = self._told(task, overview.task.shape[0], overview.task.device)
         return bool(overview.settles(self.bank.smooth, self.bank.light, told).all())
 
     def match(self, query: Tensor, task: Task = None, overview: Overview | None = None) -> Match:

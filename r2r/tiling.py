@@ -357,8 +357,7 @@ class _Photo:
         if model.takes_overview:
             small = self._small()
             self.overview = model.overview(small, model.encode(small), pixels.shape[:2], task)
-        told = model._told(task, 1, self.device)
-        self.settled = self.overview is not None and model.settles_all(self.overview, told)
+        self.settled = self.overview is not None and model.settles_all(self.overview, task)
 
     def part(self, top: int, left: int, height: int, width: int) -> Tensor:
         """float32 [1, 3, height, width], less where the photo ends, from where on it is padded."""

@@ -140,7 +140,7 @@ def test_tiles_give_what_one_piece_gives(model: R2R, found: tuple[str, ...]) -> 
 
 @pytest.mark.parametrize("task", ["dehaze", torch.tensor([[False, False, False]])], ids=["dehaze", "nothing"])
 def test_a_photo_told_nothing_but_smooth_tasks_is_not_encoded(model: R2R, task: Task) -> None:
-    cleared, overview, _ = model.clear(PHOTO, model._told(task, 1, PHOTO.device))
+    cleared, overview, _ = model.clear(PHOTO, task)
     encoded: list[int] = []
     model.encoder.register_forward_hook(lambda module, given, made: encoded.append(max(given[0].shape[2:])))
     restored = model.restore(PHOTO, task)
