@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -20,7 +21,8 @@ _STARTING = "/startup-events"  # with which Gradio wakes itself
 
 class Guard:
     """Asks for the password where there is one (HTTP Basic, any name), adds the policy to every answer, and refuses
-    what would make the server itself fetch from elsewhere."""
+    what would make the server itself fetch from elsewhere. A file that is removed while it is asked for, because its
+    tab was closed, is no error of the server."""
 
     def __init__(self, app: ASGIApp, password: str | None = None) -> None:
         self.app = app
@@ -35,14 +37,25 @@ class Guard:
         if "file=http" in scope["path"] or "/proxy=" in scope["path"]:
             return await PlainTextResponse("only files of this server", 403)(scope, receive, send)
 
+        started = False
+
         async def send_with_policy(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 headers["Content-Security-Policy"] = _POLICY
                 headers["Referrer-Policy"] = "no-referrer"
             await send(message)
 
-        return await self.app(scope, receive, send_with_policy)
+        try:
+            return await self.app(scope, receive, send_with_policy)
+        except (FileNotFoundError, RuntimeError):  # Starlette raises the one or the other
+            _, named, path = scope["path"].partition("/file=")
+            if not named or Path(path).exists():
+                raise
+        if not started:
+            await PlainTextResponse("the photo is gone", 404)(scope, receive, send_with_policy)
 
     def _knows_it(self, scope: Scope) -> bool:
         kind, _, given = Headers(scope=scope).get("authorization", "").partition(" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import re
@@ -337,6 +338,35 @@ def test_without_the_password_nothing_is_had(address: str) -> None:
         for path in ("", "config", "gradio_api/file=/etc/hostname", "gradio_api/upload"):
             with pytest.raises(HTTPError, match="401"):
                 urlopen(Request(address + path, headers=user))
+
+
+def test_a_file_that_is_removed_while_it_is_sent_is_no_error(tmp_path: Path) -> None:
+    responses = pytest.importorskip("starlette.responses", reason="the page needs Gradio")
+    from r2r.web.guard import Guard
+
+    def status(answer: Any, path: Path) -> int:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": f"/gradio_api/file={path}", "headers": []}
+        asyncio.run(Guard(answer)(scope, receive, send))
+        assert [message["type"] for message in sent].count("http.response.start") == 1
+        return int(sent[0]["status"])
+
+    photo = tmp_path / "photo.png"
+    Image.fromarray(data.chelsea()).save(photo)
+    begun = responses.FileResponse(photo, stat_result=photo.stat())
+    assert status(begun, photo) == 200
+    photo.unlink()
+    assert status(begun, photo) == 200  # its head was sent
+    assert status(responses.FileResponse(photo), photo) == 404
+    with pytest.raises(RuntimeError, match="is not a file"):
+        status(responses.FileResponse(tmp_path), tmp_path)
 
 
 def test_it_is_used_with_the_keyboard_alone(tab: Callable[..., Any], photos: Path) -> None:
