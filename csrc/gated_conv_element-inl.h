@@ -1,5 +1,5 @@
 // One element of the gated convolution (R2R, section 3.4): z = grouped convolution of (x, prior) + bias, gate = sigmoid(z),
-// y = x + gate * (prior - x), and its gradients. A value is a vector of floats on a CPU, and a float on a GPU
+// y = x * (1 - gate) + prior * gate, and its gradients. A value is a vector of floats on a CPU, and a float on a GPU
 // (gated_conv.cuh). Only the exponential differs between them.
 //
 // A convolution of K x K has 2 K K taps a channel: those of x, then those of the prior.
@@ -74,7 +74,7 @@ R2R_INLINE vec gate_of(vec z) {
 
 template <class V>
 R2R_INLINE V blend(V x, V prior, V gate) {
-  return x + gate * (prior - x);
+  return x * (1.0f - gate) + prior * gate;  // x + gate * (prior - x) loses the prior where x is large
 }
 
 // Gradient of z, given that of y.

@@ -56,10 +56,12 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of `compare`: the degraded images themselves, then the methods in their order."""
+    """The result of `compare`: the degraded images themselves, then the methods in their order. averaged: the sets over
+    which there is a mean, those in which something is wrong."""
 
     sets: tuple[str, ...]
     methods: tuple[MethodResult, ...]
+    averaged: tuple[str, ...]
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each image and method, for a CSV file."""
@@ -84,10 +86,11 @@ class Comparison:
             for method in self.methods:
                 quality.add_row(method.name, *measure_cells(method.means(one)))
             console.print(quality)
-        if len(self.sets) > 1:
+        if len(self.averaged) > 1:
             quality = Table("method", *names, title="mean over sets", box=SIMPLE, collapse_padding=True)
             for method in self.methods:
-                quality.add_row(method.name, *measure_cells(mean_measures([method.means(one) for one in self.sets])))
+                means = [method.means(one) for one in self.averaged]
+                quality.add_row(method.name, *measure_cells(mean_measures(means)))
             console.print(quality)
         if any(method.complexity for method in self.methods):
             console.print(complexity.table([(one.name, one.complexity) for one in self.methods[1:]]))
@@ -137,7 +140,8 @@ def compare(
     for method in methods:  # one at a time in memory
         restore = _Running(method, device) if method.runs else folders[method.name]
         results.append(result(method.name, restore))
-    return Comparison(tuple(one.name for one in sets), tuple(results))
+    wrong = tuple(one.name for one in sets if one.labels)
+    return Comparison(tuple(one.name for one in sets), tuple(results), wrong)
 
 
 class _Running:

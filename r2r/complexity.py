@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.box import SIMPLE
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,17 +45,22 @@ class Complexity:
     device: str
 
 
+def image(device: torch.device, size: int = SIZE) -> Tensor:
+    """[1, 3, size, size], always the same."""
+    return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+
+
 @torch.inference_mode()
 def measure(method: Method, device: torch.device, size: int = SIZE) -> Complexity:
     """In this process, which should have run no other method: the peak of its memory is taken as the method's."""
     resting = torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_memory()
     restore = method.load(device)
-    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    given = image(device, size)
 
     def seconds() -> float:
         synchronise(device)
         start = time.perf_counter()
-        checked(method.name, restore(image), image)
+        checked(method.name, restore(given), given)
         synchronise(device)
         return time.perf_counter() - start
 
@@ -65,7 +70,7 @@ def measure(method: Method, device: torch.device, size: int = SIZE) -> Complexit
         times.append(seconds())
     memory = peak_memory(device) - resting
     with _running() as modules, FlopCounterMode(display=False) as counter:
-        restore(image)
+        restore(given)
     parameters = {id(x): x.numel() for module in modules for x in module.parameters()}
     buffers = {id(x): x.nbytes for module in modules for x in module.buffers()}
     return Complexity(

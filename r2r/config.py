@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from r2r.data.sources import anchor
@@ -135,6 +135,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
         config = OmegaConf.to_object(merged)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
+    except ConfigKeyError as error:
+        near = [f"{phase}.{error.key}" for phase in ("pretrain", "finetune") if hasattr(PhaseConfig, str(error.key))]
+        hint = f"; there are {' and '.join(near)}" if near else ""
+        raise InputError(f"{path or 'the options'}: {error.full_key} is no setting{hint}") from error
     except (OmegaConfBaseException, YAMLError, OSError) as error:
         raise InputError(f"{path or 'the options'}: {' '.join(str(error).split())}") from error
     assert isinstance(config, TrainConfig)

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from r2r import complexity
 from r2r.data.dataset import EvaluationPair, EvaluationPairs, Source
 from r2r.data.sources import anchor, build_source
 from r2r.device import device_name, device_of, peak_memory, synchronise
@@ -443,10 +444,11 @@ def _label(task: str, one: SetResult) -> float:
 
 
 def _size(model: R2R) -> tuple[int, float]:
-    """Parameters at inference, and GMACs of one forward at 224 x 224."""
+    """Parameters at inference, and GMACs of one forward at 224 x 224, of the same image as in `r2r.complexity`: what a
+    model does may depend on it."""
     training_only = 0 if model.amalgamator is None else sum(p.numel() for p in model.amalgamator.parameters())
     with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 224, 224, device=device_of(model)))
+        model(complexity.image(device_of(model)))
     return sum(p.numel() for p in model.parameters()) - training_only, counter.get_total_flops() / 2e9
 
 

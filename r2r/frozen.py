@@ -60,6 +60,9 @@ class FrozenR2R(R2R):
         self.requires_grad_(False).eval()
         self.replays = Replays()
 
+    def _check_dtype(self, lq: Tensor) -> None:
+        """Any float dtype is taken."""
+
     def encode(self, lq: Tensor) -> Features:
         return super().encode(lq.to(self.intro.weight.dtype, memory_format=torch.channels_last))
 
@@ -74,7 +77,9 @@ class FrozenR2R(R2R):
 
     def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
         if not _replayable(lq):
-            return super()._restored(lq, told)
+            restored = super()._restored(lq, told)
+            wider = torch.promote_types(lq.dtype, self.intro.weight.dtype)
+            return restored._replace(image=restored.image.to(wider))  # also where nothing was found
         return Restoration(*self.replays(super()._restored, (lq, told), reads=list(_tensors(self))))
 
     def train(self, mode: bool = True) -> FrozenR2R:

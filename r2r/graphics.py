@@ -17,7 +17,7 @@ def is_graphic(pixels: np.ndarray, visible: np.ndarray | None = None) -> bool:
     """pixels: [H, W, C], integers, or floats in [0, 1]. visible: bool [H, W], False where they do not count.
 
     A graphic is mostly flat, with sharp edges, and was not compressed with losses. Photos are flat where they are dark,
-    overexposed or compressed.
+    overexposed or compressed. One colour is a graphic: it shows nothing that could be restored.
     """
     if visible is None:
         visible = np.ones(pixels.shape[:2], bool)
@@ -33,7 +33,8 @@ def is_graphic(pixels: np.ndarray, visible: np.ndarray | None = None) -> bool:
     known = np.concatenate(steps)
     edges = known[known > 0]
     if not edges.size:
-        return False
+        shown = pixels[visible]
+        return bool((shown == shown[:1]).all())
     different = edges.size / known.size
     scale = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
     return bool(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from r2r.data.images import ACCEPTED, EXTRA_SUFFIXES, FORMATS, RAW_SUFFIXES, SUFFIXES
 from r2r.errors import InputError
-from r2r.report import Skipped
+from r2r.report import REPORT, Skipped, is_report
 from r2r.storage import Address, Location, location
 
 # Images that a person would expect to be restored: they are named where they are left out.
@@ -30,26 +30,32 @@ class Plan:
 
 def plan_outputs(inputs: Sequence[str | Location], out: str | Location, file_format: str | None = None) -> Plan:
     """Where each image file goes: a file to `out/NAME`, a folder's files to the same subfolders of `out`. Inputs and
-    `out` are paths or addresses in object storage, see `r2r.storage`.
+    `out` are paths or addresses in object storage, see `r2r.storage`. A file that is named twice is taken once.
 
     file_format: a key of `r2r.data.images.FORMATS`, whose suffix the outputs get; raw files become TIFF otherwise.
     Where two outputs would have one name because of the format, they keep their old suffix too (`a.jpg.png`); where
     they come from several inputs, all keep their path below the folder that is common to the inputs. What lies in `out`
-    is no input, even where `out` is inside an input folder. Hidden files and folders are left out.
+    is no input, even where `out` is inside an input folder. Hidden files and folders are left out, and so are
+    subfolders with the report of an earlier run.
 
-    Raises InputError where an input is missing or no image, a folder holds none, or an output would replace an input.
+    Raises InputError where an input is missing, none is an image or holds one, `out` is a file, or an output would
+    replace an input.
     """
     out = location(out)
     if not inputs:
         raise InputError(f"no input; accepted: image files ({', '.join(SUFFIXES)}) and folders of them")
+    if isinstance(out, Path) and out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; results go to a folder")
     plan = Plan()
-    found: dict[str, tuple[Location, Path]] = {}  # by real path: file, path below its input
+    found: dict[str, tuple[Location, Path]] = {}  # file, path below its input
     for path in map(location, inputs):
         files_in = (
             _stored_files(path, out, plan.skipped) if isinstance(path, Address) else _files(path, out, plan.skipped)
         )
         for source, below in files_in:
-            found.setdefault(_real(source), (source, below))
+            found.setdefault(_named(source), (source, below))
+    if not found:
+        raise InputError(f"{plan.skipped[0].input}: {plan.skipped[0].reason}")
     files = list(found.values())
     names = [_renamed(below, file_format, keep=False) for _, below in files]
     taken = Counter(map(os.path.normcase, names))
@@ -61,10 +67,10 @@ def plan_outputs(inputs: Sequence[str | Location], out: str | Location, file_for
     if len(set(map(os.path.normcase, names))) < len(names):
         names = [_renamed(below, file_format, keep=True) for below in _below_common_folder(files)]
     plan.files = [(source, out / name) for (source, _), name in zip(files, names, strict=True)]
+    sources = {_real(source): source for source, _ in files}
     for _, target in plan.files:
-        if _real(target) in found:
-            source, _ = found[_real(target)]
-            raise InputError(f"{source} would be replaced by an output; give another folder than {out}")
+        if _real(target) in sources:
+            raise InputError(f"{sources[_real(target)]} would be replaced by an output; give another folder than {out}")
     return plan
 
 
@@ -82,6 +88,27 @@ def _real(file: Location) -> str:
     return str(file) if isinstance(file, Address) else os.path.realpath(file)
 
 
+def _named(file: Location) -> str:
+    """One for each name in the file system: a link and what it leads to are two."""
+    return str(file) if isinstance(file, Address) else os.path.join(os.path.realpath(file.parent), file.name)
+
+
+def _within(file: str, place: str) -> bool:
+    """Whether it is the place or lies in it; both real."""
+    return Path(place) in (Path(file), *Path(file).parents)
+
+
+def places(inputs: Sequence[str | Location]) -> list[str]:
+    """Where inputs are, whatever the working folder will be."""
+    found = map(location, inputs)
+    return [_real(path) if isinstance(path, Path) and path.is_dir() else _named(path) for path in found]
+
+
+def is_from(places: Sequence[str], source: Location) -> bool:
+    """Whether a file is, or lies in, one of `places`."""
+    return any(_within(_named(source), place) for place in places)
+
+
 def _below_common_folder(files: Sequence[tuple[Location, Path]]) -> list[Path]:
     sources = [str(source) if isinstance(source, Address) else os.path.abspath(source) for source, _ in files]
     try:
@@ -97,16 +124,22 @@ def _files(path: Path, out: Location, skipped: list[Skipped]) -> Iterator[tuple[
         before = len(skipped)
         inside = sorted(_walk(path, out, skipped))
         if not inside:
-            raise _empty(path, skipped[before:])
+            skipped[before:] = [_empty(path, out, skipped[before:])]
         yield from ((source, source.relative_to(path)) for source in inside)
     elif not os.path.lexists(path):
         raise InputError(f"{path}: no such file or folder")
-    elif reason := unreadable(path):
-        raise InputError(f"{path}: {reason}")
-    elif path.suffix.lower() not in _READ:
-        raise InputError(f"{path}: not an image; {ACCEPTED}")
+    elif reason := unreadable(path) or _unread(path.suffix):
+        skipped.append(Skipped(str(path), reason))
     else:
         yield path, Path(path.name)
+
+
+def _unread(suffix: str) -> str | None:
+    """Why files with this suffix are left out."""
+    suffix = suffix.lower()
+    if suffix in _READ:
+        return None
+    return f"{suffix} is not read; {ACCEPTED}" if suffix in _UNREAD else f"not an image; {ACCEPTED}"
 
 
 def _stored_files(folder: Address, out: Location, skipped: list[Skipped]) -> Iterator[tuple[Address, Path]]:
@@ -115,9 +148,10 @@ def _stored_files(folder: Address, out: Location, skipped: list[Skipped]) -> Ite
     if not listed:
         raise InputError(f"{folder}: no such file or folder")
     if listed == [folder]:
-        if folder.suffix.lower() not in _READ:
-            raise InputError(f"{folder}: not an image; {ACCEPTED}")
-        yield folder, Path(folder.name)
+        if reason := _unread(folder.suffix):
+            skipped.append(Skipped(str(folder), reason))
+        else:
+            yield folder, Path(folder.name)
         return
     before, some = len(skipped), False
     for file in listed:
@@ -131,12 +165,18 @@ def _stored_files(folder: Address, out: Location, skipped: list[Skipped]) -> Ite
             some = True
             yield file, below
     if not some:
-        raise _empty(folder, skipped[before:])
+        skipped[before:] = [_empty(folder, out, skipped[before:])]
 
 
-def _empty(folder: Location, skipped: Sequence[Skipped]) -> InputError:
-    more = "".join(f"; {one.input}: {one.reason}" for one in skipped[:1])
-    return InputError(f"{folder}: no image in it; {ACCEPTED}{more}")
+def _empty(folder: Location, out: Location, inside: Sequence[Skipped]) -> Skipped:
+    """What is said of a folder without images. inside: what was left out in it."""
+    own = next((one for one in inside if one.input == str(folder)), None)  # it cannot be read
+    if own is not None:
+        return own
+    if isinstance(folder, Path) and isinstance(out, Path) and _within(_real(folder), _real(out)):
+        return Skipped(str(folder), f"results go there; give another folder than {out}")
+    more = "".join(f"; {one.input}: {one.reason}" for one in inside[:1])
+    return Skipped(str(folder), f"no image in it; {ACCEPTED}{more}")
 
 
 def _walk(folder: Path, out: Location, skipped: list[Skipped]) -> Iterator[Path]:
@@ -151,6 +191,9 @@ def _walk(folder: Path, out: Location, skipped: list[Skipped]) -> Iterator[Path]
                 folders.remove(name)
             elif path.is_symlink():  # os.walk does not follow it
                 skipped.append(Skipped(str(path), "a link to a folder, which is not followed"))
+            elif is_report(path / REPORT):
+                folders.remove(name)
+                skipped.append(Skipped(str(path), f"holds the results of an earlier run ({REPORT})"))
         if os.path.realpath(where) == real_out:
             folders.clear()
             continue

@@ -22,7 +22,7 @@ from r2r.bank import DegradationBank, Slots
 from r2r.errors import InputError
 from r2r.files import umask
 from r2r.overview import UNDONE_SIDE, Overview, exposure, gain_and_offset, small_copy
-from r2r.pretrained import CONFIG, HUB, WEIGHTS, read_config, read_model
+from r2r.pretrained import CONFIG, HUB, WEIGHTS, is_task_name, read_config, read_model
 from r2r.sizes import settled
 from r2r.weights import default_weights
 from r2r_kernels.nn import BankRetrieval, GatedConv2d, Similarity
@@ -129,8 +129,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         amalgamator: bool = True,
     ) -> None:
         super().__init__()
-        if not tasks or isinstance(tasks, str) or len(set(tasks)) != len(tasks):
-            raise ValueError(f"tasks must be one or more different names, got {tasks!r}")
+        if not tasks or isinstance(tasks, str) or len(set(tasks)) != len(tasks) or not all(map(is_task_name, tasks)):
+            raise ValueError(f"tasks must be one or more different names of letters, digits, - and _, got {tasks!r}")
         if not len(encoder_blocks) == len(decoder_blocks) == len(memory_blocks) >= 2:
             raise ValueError(
                 "encoder_blocks, decoder_blocks and memory_blocks must name the same number of levels, 2 or more; got "
@@ -432,9 +432,11 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         (for mixtures also several names joined by +, or a bool mask [N, T]). strength, in [0, 1]: how much of the
         restoration is mixed in; at 0 the image comes out as it went in.
 
-        Raises ValueError for NaN, infinities, values outside [0, 1], unknown tasks, an empty bank, other strengths.
+        Raises ValueError for NaN, infinities, values outside [0, 1], unknown tasks, an empty bank, other strengths, and
+        TypeError for another dtype than the model's, which a frozen model takes.
         """
         self._check_images(lq, "lq")
+        self._check_dtype(lq)
         if not 0 <= strength <= 1:
             raise InputError(f"strength must be in 0..1, got {strength}")
         self.bank.check_filled()
@@ -445,7 +447,9 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         image, chosen, scores = self._restored(lq, told)
         if lq.is_cuda:  # asked once all work is under way: the GPU must not wait for the host
             self._check_values(lq, fine)
-        return Restoration(image if strength == 1 else torch.lerp(lq, image, strength), chosen, scores)
+        if strength != 1:
+            image = torch.lerp(lq.to(image.dtype), image, strength)
+        return Restoration(image, chosen, scores)
 
     def _restored(self, lq: Tensor, told: Tensor | None) -> Restoration:
         cleared = self.clear(lq, told)
@@ -491,9 +495,14 @@ class R2R(nn.Module, PyTorchModelHubMixin):
         if x.dim() != 4 or x.shape[1] != 3 or not x.shape[2] or not x.shape[3]:
             raise ValueError(f"{name} must be [N, 3, H, W] with H, W >= 1, got {[*x.shape]}")
 
+    def _check_dtype(self, lq: Tensor) -> None:
+        wanted = next(self.parameters()).dtype
+        if lq.dtype != wanted and not torch.is_autocast_enabled(lq.device.type):
+            raise TypeError(f"lq must be {wanted} as the model is, got {lq.dtype}")
+
     def _check_values(self, lq: Tensor, fine: Tensor) -> None:
         if lq.numel() and not bool(fine):
-            bad = "NaN or infinity" if not bool(lq.isfinite().all()) else f"{lq.amin():.4g} to {lq.amax():.4g}"
+            bad = "NaN or infinity" if not bool(lq.isfinite().all()) else f"{lq.amin():.9g} to {lq.amax():.9g}"
             raise InputError(f"lq must hold values in [0, 1], got {bad}")
 
     def _checked_labels(self, labels: Tensor, number: int, name: str) -> Tensor:
@@ -505,6 +514,8 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             return labels.bool()
         if labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"{name} must be integers, got {labels.dtype}")
+        if _may_ask(labels) and not bool(((labels >= 0) & (labels < len(self.tasks))).all()):
+            raise ValueError(f"{name} must be 0 to {len(self.tasks) - 1}, got {labels.tolist()}")
         return labels.long()
 
     def _told(self, task: Task, number: int, device: torch.device) -> Tensor | None:
@@ -541,7 +552,7 @@ class R2R(nn.Module, PyTorchModelHubMixin):
             if 0 <= task < len(self.tasks):
                 return [task]
             raise InputError(f"unknown task {task}; the model knows 0 to {len(self.tasks) - 1}")
-        names = task.split("+")
+        names = dict.fromkeys(name.strip() for name in task.split("+"))
         unknown = [name for name in names if name not in self.tasks]
         if unknown:
             raise InputError(f"unknown task {unknown[0]!r}; the model knows {', '.join(self.tasks)}")

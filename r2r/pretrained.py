@@ -46,9 +46,13 @@ def read_config(folder: Path, build: Callable[..., nn.Module]) -> dict[str, Any]
     if unknown:
         raise InputError(f"{path} does not describe an R2R model: {', '.join(sorted(unknown))!r} is unknown")
     tasks = config.get("tasks")
-    if not isinstance(tasks, list) or not all(isinstance(task, str) and _TASK_NAME.fullmatch(task) for task in tasks):
+    if not isinstance(tasks, list) or not all(map(is_task_name, tasks)):
         raise InputError(f"{path} does not describe an R2R model: tasks must be names of letters, digits, - and _")
     return config
+
+
+def is_task_name(name: object) -> bool:
+    return isinstance(name, str) and _TASK_NAME.fullmatch(name) is not None
 
 
 def read_model(folder: Path, config: Mapping[str, Any], build: Callable[..., Model]) -> tuple[Model, dict[str, Tensor]]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from r2r.errors import InputError
@@ -19,6 +20,7 @@ REPORT = "report.json"
 _EVERY, _SHARE = 10, 1 / 20
 
 # The report is one JSON object with one file on a line. A line is added by writing over the end, which is short.
+_SETTINGS, _INPUTS = '{\n  "settings": ', '  "inputs": '
 _END = '\n  ],\n  "complete": {}\n}}\n'
 
 
@@ -56,11 +58,12 @@ class Skipped:
 
 @dataclass
 class RestorationReport:
-    """settings: a fingerprint of the model and of everything that decides what the outputs look like. unchanged: how
-    many of the files an earlier run had done. complete: False while files are still to come, and where the run was
-    interrupted."""
+    """settings: a fingerprint of the model and of everything that decides what the outputs look like. inputs: where the
+    files and folders are that were given. unchanged: how many of the files an earlier run had done. complete: False
+    while files are still to come, and where the run was interrupted."""
 
     settings: str = ""
+    inputs: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     files: list[FileResult] = field(default_factory=list)
     unchanged: int = 0
@@ -78,7 +81,8 @@ class RestorationReport:
 
     def write(self, path: Location) -> None:
         """Atomically, the whole report. Raises InputError."""
-        head = json.dumps({"settings": self.settings, "unchanged": self.unchanged}, indent=2).removesuffix("\n}")
+        head = f"{_SETTINGS}{json.dumps(self.settings)},\n{_INPUTS}{json.dumps(self.inputs)},\n"
+        head += f'  "unchanged": {json.dumps(self.unchanged)}'
         skipped = ",".join(f"\n    {_line(one)}" for one in self.skipped)
         files = ",".join(f"\n    {_line(one)}" for one in self.files)
         text = f'{head},\n  "skipped": [{skipped}\n  ],\n  "files": [{files}'
@@ -124,7 +128,7 @@ def read_done(path: Location, settings: str) -> dict[str, FileResult]:
         lines = _content(path).decode().splitlines()
     except (OSError, UnicodeDecodeError):
         return {}
-    if f'  "settings": {json.dumps(settings)},' not in lines[:3]:
+    if f"{_SETTINGS}{json.dumps(settings)}," != "\n".join(lines[:2]):
         return {}
     for line in lines:
         with suppress(ValueError, TypeError, RecursionError):
@@ -132,6 +136,27 @@ def read_done(path: Location, settings: str) -> dict[str, FileResult]:
             if isinstance(entry, Mapping) and entry.keys() == known and entry["error"] is None:
                 done[str(entry["input"])] = FileResult(**{**entry, "tasks": tuple(entry["tasks"])})
     return done
+
+
+def read_inputs(path: Location) -> list[str]:
+    """`inputs` of an earlier report, also of a damaged one; none where there is no report. Raises InputError as
+    `read_done`."""
+    try:
+        lines = _content(path).decode().splitlines()
+        line = next(line for line in lines[:3] if line.startswith(_INPUTS))
+        found: list[str] = json.loads(line.removeprefix(_INPUTS).rstrip(","))
+    except (OSError, ValueError, StopIteration, RecursionError):
+        return []
+    return found
+
+
+def is_report(path: Path) -> bool:
+    """Whether a report of `RestorationReport.write` is there."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_SETTINGS)) == _SETTINGS.encode()
+    except OSError:
+        return False
 
 
 def _content(path: Location) -> bytes:

@@ -26,9 +26,9 @@ from r2r.data.images import RAW_SUFFIXES, Photo, image_size, memory_to_read, rea
 from r2r.device import device_of, resident_memory
 from r2r.errors import InputError
 from r2r.files import atomic_path
-from r2r.inputs import plan_outputs, unreadable
+from r2r.inputs import is_from, places, plan_outputs, unreadable
 from r2r.model import R2R, Task
-from r2r.report import REPORT, FileResult, RestorationReport, read_done
+from r2r.report import REPORT, FileResult, RestorationReport, read_done, read_inputs
 from r2r.storage import Address, Location, location
 from r2r.tiling import Progress, RestoredPhoto, restore_photo, restore_together, tile_side, whole_photos
 
@@ -62,10 +62,9 @@ class Settings:
     quality: int | None = None
     tiles: Progress | None = None
 
-    @property
-    def as_input(self) -> bool:
-        """Whether outputs are written as the inputs are."""
-        return self.file_format is None and self.quality is None
+    def changes(self, tasks: Sequence[str]) -> bool:
+        """Whether a file in which this was found is written anew; else it stays what it is, byte for byte."""
+        return (bool(tasks) and self.strength > 0) or self.file_format is not None or self.quality is not None
 
     def fingerprint(self, model: R2R) -> str:
         """Of everything that decides what an output looks like: the model, the settings, the package's version."""
@@ -87,13 +86,14 @@ def restore_files(
 
     Outputs are named as `plan_outputs` says and hold what `write_photo` keeps; a photo in which nothing was found is
     copied, where its format stays. What an earlier run into `out` did with the same model and settings is skipped
-    where neither size nor time of the input has changed and the output is there; overwrite: it is done again.
+    where neither size nor time of the input has changed and the output is there; overwrite: it is done again, and files
+    in `out` that are no results of these inputs may be replaced.
     progress: called after each file with its result and how many files there are to do. A file that cannot be read,
     restored or written is reported and does not stop the rest; an interrupted run leaves a report of what it did.
     by: what does the work in place of `restore_items`: `r2r.fleet.Fleet`, which object storage needs.
 
-    Raises InputError before any work for what `plan_outputs` refuses, an unknown task, an empty bank and too little
-    memory.
+    Raises InputError before any work for what `plan_outputs` refuses, an unknown task, an empty bank, too little
+    memory, and a file in the way that no earlier run made of these inputs.
     """
     if by is None:
         for place in (*inputs, out):
@@ -132,10 +132,10 @@ def restore_stream(model: R2R, source: str, target: IO[bytes], settings: Setting
     photo = read_photo(io.BytesIO(given) if source == "-" else source)
     restored = _restore_photo(model, photo, settings, settings.memory)
     written = io.BytesIO()  # a TIFF is not written from front to back
-    if not restored.tasks and settings.as_input and Path(source).suffix.lower() not in RAW_SUFFIXES:
-        written.write(given)
-    else:
+    if settings.changes(restored.tasks) or Path(source).suffix.lower() in RAW_SUFFIXES:
         _write_restored(written, photo, restored.tasks, settings)
+    else:
+        written.write(given)
     target.write(written.getbuffer())
     target.flush()
 
@@ -149,21 +149,27 @@ def prepare(
 ) -> tuple[RestorationReport, list[Item]]:
     """What `restore_files` starts from: a report of what is done already, and all files. Writes nothing."""
     plan = plan_outputs(inputs, out, settings.file_format)
-    tile_side(model, _Memory(model, settings.memory).activations())  # raises for too little memory
+    _Memory(model, settings.memory).check_network(model)
     pixel = torch.zeros(1, 3, 1, 1, device=device_of(model))
     model.restore(pixel, settings.task, settings.strength)  # raises for bad ones, an empty bank
     fingerprint = settings.fingerprint(model)
     done = {} if overwrite else read_done(location(out) / REPORT, fingerprint)
-    there = _present(location(out), [target for source, target in plan.files if str(source) in done])
+    there = set() if overwrite else _present(location(out), [target for _, target in plan.files])
+    earlier = read_inputs(location(out) / REPORT) if there else []
     kept, items = [], []
     for source, target in plan.files:
         result = done.get(str(source))
         if result is not None and str(target) in there and _is_unchanged(source, target, result):
             kept.append(result)
+        elif str(target) in there and not is_from(earlier, source):
+            raise InputError(
+                f"{target} is there, and no report in {location(out)} says that it was made of {source}; give another "
+                "--out, or --overwrite to replace it"
+            )
         else:
             result = None
         items.append(Item(source, target, done=result is not None))
-    return RestorationReport(fingerprint, plan.skipped, kept, len(kept)), items
+    return RestorationReport(fingerprint, places(inputs), plan.skipped, kept, len(kept)), items
 
 
 def _present(out: Location, targets: Sequence[Location]) -> set[str]:
@@ -218,6 +224,18 @@ class _Memory:
         if self.limit is None or not self.shared:
             return self.limit
         return max(0, self.limit - resident_memory() - self.limit // 8)  # an eighth is for what is read and written
+
+    def check_network(self, model: R2R) -> None:
+        """Raises InputError where the smallest tile would take more than is left."""
+        try:
+            tile_side(model, self.activations())
+        except InputError as error:
+            if self.limit is None or not self.shared:
+                raise
+            held = resident_memory() / 1e9
+            raise InputError(
+                f"--memory of {self.limit / 1e9:g} GB, of which the program takes {held:.1f}; {error}"
+            ) from error
 
     def is_large(self, source: Path) -> bool:
         """Whether a photo is to be the only one in memory."""
@@ -390,9 +408,9 @@ def _written(job: _Job, settings: Settings) -> _Job:
     start = time.perf_counter()
     source, target = job.result.input, job.result.output
     try:
-        if job.result.tasks or not settings.as_input or Path(target).suffix != Path(source).suffix:
+        if settings.changes(job.result.tasks) or Path(target).suffix != Path(source).suffix:
             _write_restored(target, job.photo, job.result.tasks, settings)
-        else:  # nothing was found: the file stays what it is, byte for byte
+        else:
             with atomic_path(target) as temporary:
                 shutil.copyfile(source, temporary)
                 shutil.copystat(source, temporary)

@@ -234,7 +234,9 @@ def tile_side(model: R2R, memory: int | None = None, across: int = 0) -> int:
         band = 0  # the default does not depend on the photo
         memory = max(least, min(DEFAULT_MEMORY, free_memory(device_of(model)) // 2))
     if memory < least:
-        raise InputError(f"memory of {memory} bytes; this model needs {least} or more")
+        raise InputError(
+            f"memory of {memory / 1e9:.3g} GB for the network; this model needs {least / 1e9:.3g} GB or more"
+        )
     side = (math.isqrt(band**2 + 4 * bytes_per_pixel * memory) - band) // (2 * bytes_per_pixel)
     return side // model.stride * model.stride
 

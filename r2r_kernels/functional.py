@@ -298,6 +298,6 @@ def bank_retrieve(
             f"scale must be a number or a 0-d float tensor on {query.device}, got {scale.dtype} {list(scale.shape)} on "
             f"{scale.device}"
         )
-    told = None if task is None else _check_told(task, len(query), tasks, query.device)
+    told = None if task is None else _check_told(task, query.shape[0], tasks, query.device)
     readout, scores, _ = torch.ops.r2r.bank_retrieve(query, keys, values, counts, scale, told, mode)
     return readout, scores

@@ -77,7 +77,7 @@ def averaging(inner: int, outer: int, like: Tensor) -> Tensor:
     """[outer, inner], rows that sum to 1: adaptive average pooling of `inner` values to `outer`, as a matrix."""
     place, pixel = torch.arange(outer, device=like.device)[:, None], torch.arange(inner, device=like.device)
     inside = (pixel >= place * inner // outer) & (pixel < ((place + 1) * inner + outer - 1) // outer)
-    return (inside / inside.sum(1, keepdim=True)).to(torch.promote_types(like.dtype, torch.float32))
+    return inside.to(torch.promote_types(like.dtype, torch.float32)) / inside.sum(1, keepdim=True)
 
 
 def area_resize(x: Tensor, height: int, width: int) -> Tensor:

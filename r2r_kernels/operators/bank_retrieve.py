@@ -112,7 +112,7 @@ def backward(
     used = torch.arange(slots, device=counts.device) < counts[:, None]
     dsimilarity = torch.where(used, (dscores / counts.clamp(min=1))[:, :, None], 0)
 
-    dflat, dweights, dvalues = dreadout.to(wide).flatten(1), torch.zeros_like(weights), torch.zeros_like(values)
+    dflat, dweights, dvalues = dreadout.to(wide).flatten(1), torch.zeros_like(weights), values.new_zeros(values.shape)
     for images, part in _readings(weights):
         rows, drows = (x[part].flatten(0, 1).flatten(1) for x in (values, dvalues))
         of_rows, of_images = weights[images, part].flatten(1), dflat[images]

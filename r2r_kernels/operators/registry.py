@@ -91,18 +91,46 @@ def _autocast_kernel(operator: Any, autocast: Autocast, device: str, key: str) -
     return kernel
 
 
+class _Refused(torch.autograd.Function):
+    """Gives the first `count` tensors back. A gradient that would pass through them, to any of the tensors, raises."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if t is None else t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            "r2r_kernels has no second derivatives: take plain PyTorch for them (eager=True, r2r_kernels.reference, "
+            "or r2r_kernels.decelerate)"
+        )
+
+
+class _Read:
+    """A context whose saved tensors are unpacked once, as checkpointing asks for."""
+
+    def __init__(self, ctx: Any) -> None:
+        self.ctx = ctx
+        self.saved_tensors = ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ctx, name)
+
+
 def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     """For a backward that cannot be differentiated: with create_graph=True its gradients raise where they are.
 
     PyTorch's `once_differentiable` leaves them constants where the incoming gradients are, as in the gradient of a sum:
-    a gradient penalty would then be wrong without a word.
+    a gradient penalty would then be wrong without a word. The gradients stay tied to all that they were made of, so
+    that this is seen also where only some tensors are asked for (`inputs` of `torch.autograd.backward`).
     """
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *gradients: Any) -> Any:
         try:
+            read = _Read(ctx)
             with torch.no_grad():
-                results = backward(ctx, *gradients)
+                results = backward(read, *gradients)
         except RuntimeError as error:
             if "modified by an inplace operation" not in str(error):
                 raise
@@ -114,12 +142,7 @@ def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
         if not torch.is_grad_enabled():
             return results
         several = results if isinstance(results, tuple) else (results,)
-        raising = torch._C._functions.DelayedError(
-            b"r2r_kernels has no second derivatives: take plain PyTorch for them (eager=True, r2r_kernels.reference, "
-            b"or r2r_kernels.decelerate)",
-            len(several),
-        )
-        marked: Any = raising(*(None if r is None else r.detach().requires_grad_() for r in several))  # type: ignore[arg-type]
-        return marked if isinstance(results, tuple) else marked[0] if isinstance(marked, (tuple, list)) else marked
+        tied = _Refused.apply(len(several), *several, *gradients, *read.saved_tensors)
+        return tied if isinstance(results, tuple) else tied[0]
 
     return wrapper

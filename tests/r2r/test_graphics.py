@@ -91,7 +91,9 @@ def test_photos_are_none_whatever_became_of_them(name: str) -> None:
         assert not is_graphic(pixels)
         for quality in (5, 10, 20, 40, 75, 95):
             compressed = jpeg(pixels, quality)
-            assert not any(is_graphic(compressed[start:, 2 * start :]) for start in range(4))  # also where it was cut
+            if np.ptp(compressed[8:, 8:]):  # of a dark one there may be nothing left
+                cut = [compressed[start:, 2 * start :] for start in range(4)]
+                assert not any(map(is_graphic, cut))
 
 
 def test_photos_before_white_are_none_once_something_is_wrong() -> None:
@@ -101,9 +103,13 @@ def test_photos_before_white_are_none_once_something_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (5, 8), (9, 9), (40, 3)])
-def test_too_little_to_tell_and_one_colour_are_none(shape: tuple[int, int]) -> None:
-    assert not is_graphic(np.zeros((*shape, 3), np.uint8))
-    assert not is_graphic(np.full((*shape, 1), 0.5, np.float32))
+def test_one_colour_is_one_and_too_little_to_tell_is_none(shape: tuple[int, int]) -> None:
+    assert is_graphic(np.zeros((*shape, 3), np.uint8))
+    assert is_graphic(np.full((*shape, 1), 0.5, np.float32))
+    if np.prod(shape) > 1:
+        spot = np.full((*shape, 3), 90, np.uint8)
+        spot[-1, -1] = 91
+        assert not is_graphic(spot)
 
 
 def test_what_transparency_hides_does_not_count() -> None:
@@ -114,7 +120,7 @@ def test_what_transparency_hides_does_not_count() -> None:
     assert not is_graphic(both)
     assert is_graphic(both, visible)
     assert not is_graphic(both, ~visible)
-    assert not is_graphic(drawn, np.zeros_like(visible))
+    assert is_graphic(drawn, np.zeros_like(visible))  # nothing is seen
 
 
 @pytest.fixture

@@ -42,10 +42,10 @@ def exif(orientation: int) -> bytes:
 
 
 def test_too_little_memory(tiny_model: R2R, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="memory of 1000 bytes; this model needs 12386304 or more"):
+    with pytest.raises(InputError, match=r"memory of 1e-06 GB for the network; this model needs 0\.0124 GB or"):
         restore_photo(tiny_model, PHOTO, memory=1000)
     write_rgb(tmp_path / "a.png", SMALL)
-    with pytest.raises(InputError, match="memory of"):
+    with pytest.raises(InputError, match=r"--memory of 1e-06 GB, of which the program takes \d+\.\d; memory of"):
         restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", Settings(memory=1000))
     assert not (tmp_path / "out").exists()
 
@@ -203,7 +203,9 @@ def test_what_has_changed_is_done_again_and_overwrite_does_all(tiny_model: R2R, 
     (out / REPORT).write_text(text[: text.index("b.png")])  # as a full disk may leave it
     assert done(task="derain", file_format="JPEG", quality=80) == ["b.png", "c.png"]
     (out / REPORT).write_bytes(b"\xff\x00nonsense")
-    assert done(task="derain", file_format="JPEG", quality=80) == ["a.png", "b.png", "c.png"]
+    with pytest.raises(InputError, match=r"a\.jpg is there, and no report in"):
+        done(task="derain", file_format="JPEG", quality=80)
+    assert done(overwrite=True, task="derain", file_format="JPEG", quality=80) == ["a.png", "b.png", "c.png"]
 
 
 def test_the_report_is_true_while_the_run_goes_on(tiny_model: R2R, tmp_path: Path) -> None:
@@ -326,7 +328,10 @@ def test_plans_that_would_lose_something_are_refused(tiny_model: R2R, tmp_path: 
     before = (one / "a.png").read_bytes()
     for inputs, target, line in (
         ([one / "a.png"], one, r"one/a\.png would be replaced by an output"),
-        ([two / "a.png", one], one, r"one: no image in it"),
+        ([two / "a.png", one], one, r"one/a\.png is there, and no report in .*/one says .* made of .*two/a"),
+        ([one], one, r"one: results go there; give another folder than .*one"),
+        ([one], tmp_path, r"one: results go there"),
+        ([two], one / "a.png", r"one/a\.png is a file; results go to a folder"),
         ([tmp_path / "empty"], out, "empty: no image in it; accepted: PNG"),
         ([tmp_path / "empty/notes.txt"], out, r"notes\.txt: not an image; accepted: PNG"),
         ([tmp_path / "nowhere"], out, "nowhere: no such file or folder"),
@@ -336,6 +341,83 @@ def test_plans_that_would_lose_something_are_refused(tiny_model: R2R, tmp_path: 
             restore_files(tiny_model, inputs, target)
     assert (one / "a.png").read_bytes() == before
     assert not out.exists()
+
+
+def test_results_of_other_photos_are_not_replaced(tiny_model: R2R, tmp_path: Path) -> None:
+    for name in ("monday/a.png", "tuesday/a.png", "tuesday/b.png"):
+        write_rgb(tmp_path / name, SMALL)
+    monday, tuesday, out = tmp_path / "monday", tmp_path / "tuesday", tmp_path / "out"
+    restore_files(tiny_model, [monday], out)
+    before = (out / "a.png").read_bytes(), (out / REPORT).read_bytes()
+    with pytest.raises(InputError, match=r"out/a\.png is there, and no report .* made of .*tuesday/a\.png; give"):
+        restore_files(tiny_model, [tuesday], out)
+    assert before == ((out / "a.png").read_bytes(), (out / REPORT).read_bytes())
+    assert not (out / "b.png").exists()
+    restore_files(tiny_model, [tuesday / "b.png"], out)  # a name that is free
+    assert restore_files(tiny_model, [tuesday], out, overwrite=True).restored == 2
+
+
+def test_what_a_killed_run_had_not_recorded_is_done_again(tiny_model: R2R, tmp_path: Path) -> None:
+    write_rgb(tmp_path / "photos/a.png", SMALL)
+    out = tmp_path / "out"
+    restore_files(tiny_model, [tmp_path / "photos"], out)
+    text = (out / REPORT).read_text()
+    (out / REPORT).write_text(text[: text.index('"files"')] + '"files": [\n  ],\n  "complete": false\n}\n')
+    assert restore_files(tiny_model, [tmp_path / "photos/a.png"], out).restored == 1
+
+
+def test_earlier_results_are_no_input(tiny_model: R2R, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_rgb(photos / "a.png", SMALL)
+    restore_files(tiny_model, [photos], photos / "restored")
+    report = restore_files(tiny_model, [photos], tmp_path / "other")
+    assert [Path(one.output).name for one in report.files] == ["a.png"]
+    assert [(Path(one.input).name, one.reason) for one in report.skipped] == [
+        ("restored", f"holds the results of an earlier run ({REPORT})")
+    ]
+    assert restore_files(tiny_model, [photos / "restored"], tmp_path / "again").restored == 1  # as it was named
+    (photos / "restored" / REPORT).write_text('{"of": "another program"}')
+    assert restore_files(tiny_model, [photos], tmp_path / "more").restored == 2
+
+
+def test_a_link_and_its_photo_are_two_files(tiny_model: R2R, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_rgb(photos / "b.png", SMALL)
+    (photos / "a.png").symlink_to("b.png")
+    report = restore_files(tiny_model, [photos, photos / "b.png", photos], tmp_path / "out")
+    assert [Path(one.output).name for one in report.files] == ["a.png", "b.png"]
+
+
+def test_what_is_no_image_does_not_stop_the_others(tiny_model: R2R, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    write_rgb(photos / "a.png", SMALL)
+    for name in ("b.gif", "c.txt"):
+        (photos / name).touch()
+    (photos / "empty").mkdir()
+    os.mkfifo(photos / "d.png")
+    (photos / "e.png").symlink_to("nowhere")
+    report = restore_files(tiny_model, sorted(photos.iterdir()), tmp_path / "out")
+    assert report.restored == 1
+    reasons = {Path(one.input).name: one.reason.partition(";")[0] for one in report.skipped}
+    assert reasons == {
+        "b.gif": ".gif is not read",
+        "c.txt": "not an image",
+        "d.png": "a pipe, socket or device, which is not opened",
+        "e.png": "cannot be read: No such file or directory",
+        "empty": "no image in it",
+    }
+
+
+def test_at_strength_0_files_stay_what_they_are(tiny_model: R2R, tmp_path: Path) -> None:
+    Image.fromarray(skimage.data.chelsea()).save(tmp_path / "a.jpg", quality=50)
+    for settings in (Settings(strength=0), Settings("derain", strength=0)):
+        restore_files(tiny_model, [tmp_path / "a.jpg"], tmp_path / "out", settings)
+        assert (tmp_path / "out/a.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes()
+        stream = io.BytesIO()
+        restore_stream(tiny_model, str(tmp_path / "a.jpg"), stream, settings)
+        assert stream.getvalue() == (tmp_path / "a.jpg").read_bytes()
+    restore_files(tiny_model, [tmp_path / "a.jpg"], tmp_path / "out", Settings(strength=0, file_format="PNG"))
+    assert Image.open(tmp_path / "out/a.png").format == "PNG"
 
 
 def test_a_bad_task_and_an_empty_bank_are_told_before_any_work(tiny_model: R2R, tmp_path: Path) -> None:
