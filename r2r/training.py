@@ -232,6 +232,15 @@ class Trainer:
         if not per_epoch:
             raise InputError(f"{name}: an epoch has fewer images than batch_size {phase.batch_size}")
         self.display.start(name, self.epoch * per_epoch + self.batch, phase.epochs * per_epoch)
+        try:
+            self._run_epochs(name, phase, loader, sampler)
+        finally:
+            # What is raised may hold the loader, and a process does not end while it has workers.
+            if loader._iterator is not None:
+                loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+    def _run_epochs(self, name: str, phase: PhaseConfig, loader: DataLoader[Any], sampler: EpochSampler) -> None:
+        per_epoch = sampler.steps_per_epoch
         skipped = self.datasets[name].skipped
         while self.epoch < phase.epochs:
             self.batch = min(self.batch, per_epoch)  # the epoch was longer where more photos were there

@@ -335,7 +335,7 @@ def test_a_full_disk_is_named_and_loses_nothing(model: Path, photos: Path, tmp_p
 
     settings = [
         "tasks=[denoise]", f"data=[{{task: denoise, clean: {photos}}}]", "preset=tiny", "model={width: 4}",
-        "pretrain={epochs: 1, steps: 1, crop: 32, batch_size: 2}", "finetune.epochs=0", "workers=0",
+        "pretrain={epochs: 1, steps: 1, crop: 32, batch_size: 2}", "finetune.epochs=0", "workers=1",
     ]  # fmt: skip
     failed = r2r("train", *settings, "--out", tmp_path / "run", "--device", "cpu", largest_file=100_000)
     refused(failed, r"cannot write .*last\.ckpt")

@@ -67,6 +67,9 @@ def test_images_keep_their_dtype_where_it_is_wider(model: fast.R2R, dtype: torch
     lq = torch.rand(2, 3, 40, 24)
     assert frozen(lq).dtype == torch.float32
     assert frozen(lq.to(dtype)).dtype == dtype
+    for given in DTYPES:
+        restored = frozen.restore(lq.to(given), strength=0.5).image
+        assert restored.dtype == torch.promote_types(given, dtype)
     norms = frozen.bank.keys.flatten(2).norm(dim=2)
     torch.testing.assert_close(norms, torch.ones_like(norms))
     assert model.bank.keys.flatten(2).norm(dim=2).min() > 1.1  # the model itself stays as it was

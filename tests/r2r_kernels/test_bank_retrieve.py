@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,6 +46,20 @@ def test_values_of_other_tasks_are_not_read(task: Tensor | None) -> None:
     values[others] = torch.nan
     got, _ = F.bank_retrieve(query, keys, values, counts, scale, task)
     assert torch.equal(got, wanted)
+
+
+def test_gradients_of_keys_and_values_of_any_stride() -> None:
+    query, keys, values, scale = bank()
+
+    def gradients(change: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        own_keys, own_values = (change(x).detach().requires_grad_() for x in (keys, values))
+        readout, _ = F.bank_retrieve(query, own_keys, own_values, torch.full((4,), 6), scale, 1)
+        return torch.autograd.grad(readout.square().sum(), (own_keys, own_values))
+
+    permuted = gradients(lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2))
+    for got, wanted in zip(permuted, gradients(torch.clone), strict=True):
+        assert wanted.any()
+        assert torch.equal(got, wanted)
 
 
 def test_slots_not_in_use_are_not_read() -> None:

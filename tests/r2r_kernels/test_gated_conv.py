@@ -109,6 +109,18 @@ def test_large_logits_give_a_closed_or_an_open_gate() -> None:
         assert torch.equal(F.gated_conv(x, prior, weight, torch.zeros(2)), wanted)
 
 
+@pytest.mark.parametrize("size", [(3, 20), (2, 7)])
+def test_an_open_gate_gives_the_prior_however_large_x_is(size: tuple[int, int]) -> None:
+    x, prior = torch.full((1, 2, 3, 20), 1e8), torch.full((1, 2, *size), 0.5)
+    weight = torch.tensor([[[[1.0]], [[0.0]]]]).expand(2, 2, 1, 1).contiguous()
+    assert torch.equal(F.gated_conv(x, prior, weight, torch.zeros(2)), torch.full_like(x, 0.5))
+    assert F.gated_conv(torch.full_like(x, torch.inf), prior, -weight, torch.zeros(2)).isinf().all()
+
+
+def test_a_resized_prior_in_float64_is_exact() -> None:
+    assert (reference.averaging(9, 7, torch.zeros(1, dtype=torch.float64)).sum(1) - 1).abs().max() < 1e-15
+
+
 def test_autocast_and_flops() -> None:
     module = GatedConv2d(4, 3)
     x, prior = torch.randn(1, 4, 6, 7), torch.randn(1, 4, 2, 2)

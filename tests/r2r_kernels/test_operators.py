@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import r2r_kernels.functional as F
@@ -261,6 +262,35 @@ def test_a_second_derivative_is_refused() -> None:
     (first,) = torch.autograd.grad((F.simple_gate(x) ** 2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="r2r_kernels has no second derivatives"):
         first.sum().backward()
+
+
+def test_a_second_derivative_is_refused_wherever_it_is_asked_for() -> None:
+    x = torch.randn(1, 4, 3, 3, requires_grad=True)
+    params = [p.requires_grad_() for p in parameters(4)]
+
+    def penalty() -> torch.Tensor:
+        y = F.naf_block(x, NAFBlockParams(*params))
+        (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return y.square().mean() + first.square().mean()
+
+    for asked in (
+        lambda: penalty().backward(),
+        lambda: penalty().backward(inputs=params),
+        lambda: torch.autograd.grad(penalty(), params, allow_unused=True),
+        lambda: torch.autograd.functional.hessian(lambda t: F.simple_gate(t).square().sum(), x.detach()),
+        lambda: torch.autograd.functional.vhp(lambda t: F.simple_gate(t).square().sum(), x.detach(), x.detach()),
+    ):
+        with pytest.raises(RuntimeError, match="r2r_kernels has no second derivatives"):
+            asked()
+
+
+def test_a_checkpointed_block_has_a_graph_of_its_gradients() -> None:
+    x, params = torch.randn(1, 4, 3, 3, requires_grad=True), NAFBlockParams(*parameters(4))
+    y = checkpoint(F.naf_block, x, params, use_reentrant=False)
+    (got,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (wanted,) = torch.autograd.grad(F.naf_block(x, params).sum(), x)
+    assert got.requires_grad
+    assert torch.equal(got, wanted)
 
 
 def test_parameters_of_any_stride() -> None:
