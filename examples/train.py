@@ -72,7 +72,7 @@ def update(model: R2R, optimiser: torch.optim.Optimizer, loss: Tensor, rate: flo
 
 def report(phase: str, step: int, losses: dict[str, Tensor]) -> None:
     if step % 50 == 0:
-        print(f"{phase} step {step}: " + ", ".join(f"{name} {float(value):.3f}" for name, value in losses.items()))
+        print(f"{phase} step {step}: " + ", ".join(f"{name} {value.item():.3f}" for name, value in losses.items()))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ Model = TypeVar("Model", bound=nn.Module)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HUB = "hf://"  # what the names of models on the Hugging Face Hub begin with
 _LARGEST_CONFIG = 2**20  # bytes
+_FLOAT = "floating point"
+_KINDS = {**dict.fromkeys(("F64", "F32", "F16", "BF16"), _FLOAT), "I64": "int64"}  # of the tensors in a file
 _SMALL = 1024  # values: whether less may be missing, `load_state_dict` decides
 _TASK_NAME = re.compile(r"\w[\w .-]*")  # it is shown in terminals, and "+" joins several
 
@@ -42,9 +44,13 @@ def read_config(folder: Path, build: Callable[..., nn.Module]) -> dict[str, Any]
         raise InputError(f"{path} does not describe an R2R model: {error}") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} does not describe an R2R model: it holds no names with values")
-    unknown = config.keys() - inspect.signature(build).parameters.keys()
+    known = inspect.signature(build).parameters
+    unknown = config.keys() - known.keys()
     if unknown:
         raise InputError(f"{path} does not describe an R2R model: {', '.join(sorted(unknown))!r} is unknown")
+    for name, value in config.items():
+        if isinstance(known[name].default, bool) and not isinstance(value, bool):
+            raise InputError(f"{path} does not describe an R2R model: {name} must be true or false, got {value!r}")
     tasks = config.get("tasks")
     if not isinstance(tasks, list) or not all(map(is_task_name, tasks)):
         raise InputError(f"{path} does not describe an R2R model: tasks must be names of letters, digits, - and _")
@@ -65,7 +71,7 @@ def read_model(folder: Path, config: Mapping[str, Any], build: Callable[..., Mod
     try:
         found = _header(path)
         model = _described(folder / CONFIG, len(found), config, build)
-        wanted = {name: ([*x.shape], x.is_floating_point()) for name, x in model.state_dict().items()}
+        wanted = {name: ([*x.shape], _kind(x.dtype)) for name, x in model.state_dict().items()}
         _check_shapes(path, found, wanted)
         state = load_file(path)
     except FileNotFoundError as error:
@@ -101,18 +107,24 @@ class OnMeta(TorchFunctionMode):
 def check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     """Raises InputError where a value is NaN or infinite: such a model gives black pictures."""
     for name, x in state.items():
-        if x.is_floating_point() and not bool(x.isfinite().all()):
+        if x.is_floating_point() and not bool(x.float().isfinite().all()):  # as which it is held
             raise InputError(f"{path} holds NaN or infinite values, in {name}")
 
 
-def _header(path: Path) -> dict[str, tuple[list[int], bool]]:
-    """Shape of each tensor and whether it is floating point, without reading any."""
+def _kind(dtype: torch.dtype) -> str:
+    return _FLOAT if dtype.is_floating_point else str(dtype).removeprefix("torch.")
+
+
+def _header(path: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and kind of each tensor, without reading any. All floats that a model is saved in are of one kind."""
     if not path.stat().st_size:
         raise InputError(f"{path} cannot be read, it is damaged or cut short: it is empty")
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
         parts = {name: file.get_slice(name) for name in names}
-        return {name: (part.get_shape(), "F" in part.get_dtype()) for name, part in parts.items()}
+        return {
+            name: (part.get_shape(), _KINDS.get(part.get_dtype(), part.get_dtype())) for name, part in parts.items()
+        }
 
 
 def _described(path: Path, tensors: int, config: Mapping[str, Any], build: Callable[..., Model]) -> Model:
@@ -129,7 +141,7 @@ def _described(path: Path, tensors: int, config: Mapping[str, Any], build: Calla
 
 
 def _check_shapes(
-    path: Path, found: Mapping[str, tuple[list[int], bool]], wanted: Mapping[str, tuple[list[int], bool]]
+    path: Path, found: Mapping[str, tuple[list[int], str]], wanted: Mapping[str, tuple[list[int], str]]
 ) -> None:
     def mismatch(what: str) -> InputError:
         return InputError(f"{path} does not fit its {CONFIG}: {what}")
@@ -143,12 +155,12 @@ def _check_shapes(
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise mismatch(f"{min(names)}{more} {'is' if len(names) == 1 else 'are'} {what}")
-    for name, (shape, floating) in wanted.items():
-        given, given_floating = found.get(name, (shape, floating))
+    for name, (shape, kind) in wanted.items():
+        given, given_kind = found.get(name, (shape, kind))
         wrong = given != shape
         if name.startswith("bank.") and len(given) == len(shape) == 5:  # learnt tasks may have added slots
             wrong = [given[0], max(given[1], shape[1]), *given[2:]] != [shape[0], given[1], *shape[2:]]
         if wrong:
             raise mismatch(f"{name} is {given}, not {shape}")
-        if given_floating != floating:
-            raise mismatch(f"{name} holds {'floating point' if given_floating else 'whole'} numbers")
+        if given_kind != kind:
+            raise mismatch(f"{name} holds {given_kind} numbers, not {kind}")

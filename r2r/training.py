@@ -567,7 +567,13 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
-        except (RuntimeError, ValueError, AttributeError) as error:  # of settings that were accepted
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            LookupError,
+        ) as error:  # of settings that were accepted
             raise InputError(f"the state in {self.out} does not fit these settings: {_first_line(error)}") from error
         if self.leads:
             self._cut_logs()

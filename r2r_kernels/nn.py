@@ -166,8 +166,10 @@ class NAFBlock(Fusable):
         seen = self.seen() if isinstance(x, Tensor) else None
         if seen is None:
             return self._by_parts(x)
-        params = NAFBlockParams(*(home[name] for home, name in seen.tensors))
-        return self._by_operator(x, params, seen.window)
+        params = [home[name] for home, name in seen.tensors]
+        if any(p is None for p in params):  # a bias that was set to None since
+            return self._by_parts(x)
+        return self._by_operator(x, NAFBlockParams(*params), seen.window)
 
     @torch.no_grad()
     def share_attention(self, x: Tensor) -> None:

@@ -321,7 +321,7 @@ def test_train_with_settings_alone_and_again(photos: Path, tmp_path: Path) -> No
     assert "going on with" in again.stdout
     refused(r2r("train", *settings, "seed=1", "--out", tmp_path / "run"), "holds a run with seed = 0, now it is 1")
     refused(r2r("train", tmp_path / "none.yaml"), "does not exist")
-    refused(r2r("train", "epoch=3"), "epoch")
+    refused(r2r("train", "epochs=3"), "epochs is no setting; there are pretrain.epochs and finetune.epochs")
 
 
 def test_a_full_disk_is_named_and_loses_nothing(model: Path, photos: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,13 @@ def test_methods_stand_beside_each_other(tiny_model: R2R, sets: list[EvaluationS
     assert rows[0]["seconds"] == ""
     assert float(rows[-1]["seconds"]) > 0
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["sets"] == ["noise 15", "noise 50"]
+
+
+def test_sets_with_nothing_wrong_have_no_part_in_the_mean(sets: list[EvaluationSet], tmp_path: Path) -> None:
+    clean = replace(sets[0], name="clean", labels=())
+    half = method_of("half=tests.r2r.test_comparison:darker")
+    assert compare([half], [*sets, clean], CPU, Measures()).averaged == ("noise 15", "noise 50")
+    assert "mean over sets" not in said(compare([half], [sets[0], clean], CPU, Measures()))
 
 
 def said(result: Comparison) -> str:

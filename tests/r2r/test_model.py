@@ -340,6 +340,17 @@ def test_other_bad_input_is_named(tiny_model: R2R) -> None:
         tiny_model.restore(lq, torch.tensor([0, 5]))
     with pytest.raises(ValueError, match=r"labels must be \[2\]"):
         tiny_model(lq, torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"labels must be 0 to 2, got \[1, 3\]"):
+        tiny_model(lq, torch.tensor([1, 3]))
+    with pytest.raises(ValueError, match=r"labels must be 0 to 2, got \[-1, 0\]"):
+        tiny_model(lq, torch.tensor([-1, 0]))
+    with pytest.raises(TypeError, match=r"lq must be torch\.float32 as the model is, got torch\.float64"):
+        tiny_model.restore(lq.double())
+    with pytest.raises(InputError, match=r"lq must hold values in \[0, 1\], got \S+ to 1\.0001"):
+        tiny_model.restore(lq.clamp(max=0.9) + torch.tensor([0.1001, 0.0]).view(2, 1, 1, 1) * (lq > 0.9))
+    with pytest.raises(ValueError, match="tasks must be one or more different names of letters"):
+        R2R(tasks=("denoise+derain",), **TINY)
+    assert tiny_model.restore(lq[:0]).image.shape == (0, 3, 16, 16)
     with pytest.raises(InputError, match="the bank is empty"):
         R2R(tasks=TASKS, **TINY)(lq)
     for wrong, message in (

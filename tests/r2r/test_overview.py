@@ -189,6 +189,20 @@ def test_a_compiled_model_looks_at_the_small_copy_outside_of_the_graph(model: R2
             torch.compile(quick, fullgraph=True, backend="aot_eager")(photos)
 
 
+def test_a_program_of_a_model_that_looks_at_the_small_copy_takes_any_size(model: R2R) -> None:
+    finding(suspecting(model, SUSPECTED), "dehaze", "denoise")
+    quick = fast.R2R(**model.config)
+    quick.load_state_dict(model.state_dict())
+    quick.eval()
+    size = torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        for one in (quick, quick.freeze(torch.float32)):
+            sizes = ({0: size, 2: size, 3: size},)
+            program = torch.export.export(one, (torch.rand(2, 3, 48, 64),), dynamic_shapes=sizes).module()
+            for photos in (PHOTO[:, :, :90, :101], PHOTO[:, :, :33, :40].expand(3, -1, -1, -1)):
+                torch.testing.assert_close(program(photos), one(photos), rtol=0, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("light", [[], ["derain"]])
 def test_replays_on_a_gpu_give_the_bits_of_the_plain_call(model: R2R, light: list[str]) -> None:

@@ -100,6 +100,12 @@ def test_a_config_that_is_none(folder: Path, text: str, line: str) -> None:
     refused(folder, line)
 
 
+def test_a_switch_is_true_or_false(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "mixtures": "x"}))
+    refused(folder, "mixtures must be true or false, got 'x'")
+
+
 def scaled(factor: float) -> Callable[[Tensor], Tensor]:
     return lambda x: x * factor
 
@@ -111,7 +117,10 @@ def scaled(factor: float) -> Callable[[Tensor], Tensor]:
         ("intro.weight", scaled(torch.inf), "model.safetensors holds NaN or infinite values, in intro.weight"),
         ("bank.counts", lambda x: x * 0 + 999, r"bank.counts must be 0 to 9, got \[999, 999, 999\]"),
         ("bank.counts", lambda x: x * 0 - 1, r"bank.counts must be 0 to 9, got \[-1, -1, -1\]"),
-        ("bank.counts", lambda x: x.float(), "bank.counts holds floating point numbers"),
+        ("bank.counts", lambda x: x.float(), "bank.counts holds floating point numbers, not int64"),
+        ("bank.counts", lambda x: x.int(), "bank.counts holds I32 numbers, not int64"),
+        ("intro.weight", lambda x: x.to(torch.float8_e4m3fn), "intro.weight holds F8_E4M3 numbers, not floating point"),
+        ("intro.weight", lambda x: x.double() * 1e300, "holds NaN or infinite values, in intro.weight"),
         ("bank.keys", lambda x: x[:, :3].clone(), "does not fit its config.json"),
         ("intro.bias", lambda x: x[:1].clone(), r"intro.bias is \[1\], not \[4\]"),
     ],

@@ -39,6 +39,17 @@ def test_the_parameters_are_named_as_in_nafnets_checkpoints() -> None:
 
 
 @EAGER
+def test_a_bias_may_be_taken_away(eager: bool) -> None:
+    made, x = block(eager), torch.randn(2, 6, 5, 4)
+    made(x)
+    without = block(eager)
+    without.load_state_dict(made.state_dict())
+    nn.init.zeros_(without.get_parameter("conv3.bias"))
+    made.conv3.bias = None
+    torch.testing.assert_close(made(x), without(x))
+
+
+@EAGER
 @pytest.mark.parametrize("changed", [False, True], ids=["whole", "with an adapter"])
 @pytest.mark.parametrize("size", [(7, 5), (2, 5), (2, 3)])
 def test_a_window_makes_attention_local_in_evaluation_alone(eager: bool, changed: bool, size: tuple[int, int]) -> None:
