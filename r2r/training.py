@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -764,7 +765,10 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
         damaged = archive.testzip()  # torch does not compare the checksums
     if damaged:
         raise ValueError(f"{damaged} in it is damaged")
-    state = torch.load(path, map_location=device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:  # whose words advise to execute it
+        raise ValueError("it holds more than tensors and plain values, which is not read") from error
     if not {"config", "model", "optimiser", "ema", "position"} <= state.keys():
         raise ValueError("it is no checkpoint of a run")
     return state

@@ -102,6 +102,19 @@ def test_photos_before_white_are_none_once_something_is_wrong() -> None:
     assert [quality for quality in (5, 10, 20, 40, 60) if is_graphic(jpeg(photo, quality))] == []
 
 
+@pytest.mark.parametrize("sigma", [3, 10, 25, 50])
+@pytest.mark.parametrize("name", PHOTOS)
+def test_a_noisy_photo_that_was_cut_out_is_none(name: str, sigma: float) -> None:
+    photo = noisy(PHOTOS[name], sigma)
+    height, width = photo.shape[:2]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    inside = (x**2 + y**2 < 0.36)[..., None]
+    bars = (abs(x) < 0.3)[..., None]
+    for ground in (0, 255):
+        assert not is_graphic(np.where(inside, photo, np.uint8(ground)))
+        assert not is_graphic(np.where(bars, photo, np.uint8(ground)))
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (5, 8), (9, 9), (40, 3)])
 def test_one_colour_is_one_and_too_little_to_tell_is_none(shape: tuple[int, int]) -> None:
     assert is_graphic(np.zeros((*shape, 3), np.uint8))
