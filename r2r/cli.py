@@ -388,7 +388,7 @@ def evaluate(
     """
     from r2r.comparison import Comparison, compare
     from r2r.data.sources import build_source
-    from r2r.device import pick_device
+    from r2r.device import keep_freed_memory, pick_device
     from r2r.evaluation import Evaluation, evaluate, evaluation_set, load_sets
     from r2r.files import atomic_path, write_csv
     from r2r.methods import method_of
@@ -400,6 +400,7 @@ def evaluate(
     if plot is not None and methods:
         raise InputError("--plot draws the confusion of one model; it does not go with --method")
     measures = Measures(metric or ())
+    keep_freed_memory()
     loaded = None if methods else _load(model, device, eager)
     tasks, mixtures = (loaded.tasks, loaded.mixtures) if loaded else (None, True)
     if sets is not None:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import r2r_kernels
-from r2r.device import pick_device
+from r2r.device import keep_freed_memory, pick_device
 from r2r.errors import InputError
 from r2r.files import remove_temporaries
 from r2r.frozen import inference_form
@@ -216,6 +216,8 @@ class _Worker:
 
         if version != r2r_kernels.__version__:
             raise InputError(f"a machine of the cluster has R2R {r2r_kernels.__version__}, this one has {version}")
+        if settings.memory is None:
+            keep_freed_memory()
         torch.set_num_threads(cores)  # as in a run on a machine of so many: another number rounds in another way
         self.model = inference_form(ray.get(model).to(pick_device(device)))
         self.tries, self.settings, self.working_folder = tries, settings, working_folder
