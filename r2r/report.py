@@ -59,8 +59,8 @@ class Skipped:
 @dataclass
 class RestorationReport:
     """settings: a fingerprint of the model and of everything that decides what the outputs look like. inputs: where the
-    files and folders are that were given. unchanged: how many of the files an earlier run had done. complete: False
-    while files are still to come, and where the run was interrupted."""
+    files and folders are that were given, in earlier runs too. unchanged: how many of the files an earlier run had
+    done. complete: False while files are still to come, and where the run was interrupted."""
 
     settings: str = ""
     inputs: list[str] = field(default_factory=list)

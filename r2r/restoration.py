@@ -155,7 +155,7 @@ def prepare(
     fingerprint = settings.fingerprint(model)
     done = {} if overwrite else read_done(location(out) / REPORT, fingerprint)
     there = set() if overwrite else _present(location(out), [target for _, target in plan.files])
-    earlier = read_inputs(location(out) / REPORT) if there else []
+    earlier = [] if overwrite else read_inputs(location(out) / REPORT)
     kept, items = [], []
     for source, target in plan.files:
         result = done.get(str(source))
@@ -169,7 +169,8 @@ def prepare(
         else:
             result = None
         items.append(Item(source, target, done=result is not None))
-    return RestorationReport(fingerprint, places(inputs), plan.skipped, kept, len(kept)), items
+    known = list(dict.fromkeys([*earlier, *places(inputs)]))
+    return RestorationReport(fingerprint, known, plan.skipped, kept, len(kept)), items
 
 
 def _present(out: Location, targets: Sequence[Location]) -> set[str]:

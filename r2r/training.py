@@ -568,13 +568,7 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            LookupError,
-        ) as error:  # of settings that were accepted
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:  # settings were accepted
             raise InputError(f"the state in {self.out} does not fit these settings: {_first_line(error)}") from error
         if self.leads:
             self._cut_logs()

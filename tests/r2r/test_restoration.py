@@ -354,7 +354,10 @@ def test_results_of_other_photos_are_not_replaced(tiny_model: R2R, tmp_path: Pat
     assert before == ((out / "a.png").read_bytes(), (out / REPORT).read_bytes())
     assert not (out / "b.png").exists()
     restore_files(tiny_model, [tuesday / "b.png"], out)  # a name that is free
+    assert restore_files(tiny_model, [monday], out).restored == 1  # what an earlier run had made
     assert restore_files(tiny_model, [tuesday], out, overwrite=True).restored == 2
+    with pytest.raises(InputError, match=r"out/a\.png is there, and no report .* made of .*monday/a\.png"):
+        restore_files(tiny_model, [monday], out)
 
 
 def test_what_a_killed_run_had_not_recorded_is_done_again(tiny_model: R2R, tmp_path: Path) -> None:
