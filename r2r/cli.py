@@ -390,7 +390,7 @@ def evaluate(
     from r2r.data.sources import build_source
     from r2r.device import keep_freed_memory, pick_device
     from r2r.evaluation import Evaluation, evaluate, evaluation_set, load_sets
-    from r2r.files import atomic_path, write_csv
+    from r2r.files import atomic_path, check_writable, write_csv
     from r2r.methods import method_of
     from r2r.metrics import Measures
 
@@ -399,6 +399,8 @@ def evaluate(
     methods = [method_of(text, eager) for text in ([model] if model and method else []) + (method or [])]
     if plot is not None and methods:
         raise InputError("--plot draws the confusion of one model; it does not go with --method")
+    for file in filter(None, (csv_out, json_out, plot)):
+        check_writable(file)
     measures = Measures(metric or ())
     keep_freed_memory()
     loaded = None if methods else _load(model, device, eager)
@@ -566,11 +568,18 @@ def bank(
     from rich.table import Table
 
     from r2r.fast import R2R
+    from r2r.pretrained import check_folder
 
+    changes = bool(remove or add_from or learn or calibrate or half)
+    if changes and out is None:
+        raise InputError("say with --out where to save the changed model")
+    if out is not None:
+        if not changes:
+            raise InputError("--out takes a changed model; say what to change")
+        check_folder(out)
     loaded = R2R.from_pretrained(model)
-    if remove or add_from or learn or calibrate or half:
-        if out is None:
-            raise InputError("say with --out where to save the changed model")
+    if changes:
+        assert out is not None
         try:
             loaded.freeze_bank()
             if remove:
@@ -578,7 +587,8 @@ def bank(
             if add_from:
                 other = R2R.from_pretrained(add_from)
                 if other.backbone_fingerprint() != loaded.backbone_fingerprint():
-                    raise InputError(f"{add_from} has another backbone than {model}: its bank does not fit")
+                    ours = model or "the model that comes along"
+                    raise InputError(f"{add_from} has another backbone than {ours}: its bank does not fit")
                 loaded.bank.take_over(other.bank)
             if learn:
                 loaded = _learn(loaded, learn, pairs, clean, degradation, steps)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from r2r.errors import InputError
 from r2r.model import R2R
-from r2r.pretrained import check_finite
+from r2r.pretrained import check_finite, check_folder
 
 # modules of the published model -> ours; "*" stands for a number
 _MODULES = {
@@ -132,6 +132,7 @@ def convert_files(checkpoint: Path, bank: Path, out: Path) -> R2R:
 
     Nothing in the files is executed (`weights_only=True`). Raises InputError where something is missing or foreign.
     """
+    check_folder(out)
     content = _load(checkpoint)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(

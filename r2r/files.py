@@ -43,6 +43,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_writable(path: str | Path) -> None:
+    """Raises InputError as `atomic_path` does, before work that `path` is to take the result of."""
+
+    class Enough(Exception):
+        pass
+
+    with suppress(Enough), atomic_path(path) as beside:
+        beside.touch()
+        raise Enough
+
+
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows that share their keys, under a line of these, atomically. Raises InputError."""
     with atomic_path(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:

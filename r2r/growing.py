@@ -21,6 +21,7 @@ from r2r.errors import InputError
 from r2r.evaluation import Evaluation, EvaluationSet, evaluate, evaluation_set
 from r2r.losses import log_error
 from r2r.model import R2R, Features
+from r2r.pretrained import is_task_name
 from r2r_kernels.reference import area_resize
 
 HELD_OUT = 8  # photos that are not learnt from, at most; a fifth of all where they are few
@@ -76,10 +77,13 @@ def learn_task(
 
     source: pairs of the new task, with the label `len(model.tasks)`. others: of the old tasks, see `old_sources`.
     progress: called after each step with its number and the loss.
-    Raises InputError where the name is taken, no task of the model is known, or photos are smaller than the crop.
+    Raises InputError where the name is taken or no name, no task of the model is known, or photos are smaller than the
+    crop.
     """
     if name in model.tasks:
         raise InputError(f"the bank already has a task {name!r}; its tasks are {', '.join(model.tasks)}")
+    if not is_task_name(name):
+        raise InputError(f"task {name!r}; accepted: names of letters, digits, - and _")
     if not others:
         raise InputError(f"none of the model's tasks is known ({', '.join(model.tasks)}); name photos of theirs")
     model = copy.deepcopy(model).freeze_bank().eval().requires_grad_(False)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from r2r.data.images import ACCEPTED, EXTRA_SUFFIXES, FORMATS, RAW_SUFFIXES, SUFFIXES
 from r2r.errors import InputError
-from r2r.report import REPORT, Skipped, is_report
+from r2r.report import REPORT, Skipped, read_report
 from r2r.storage import Address, Location, location
 
 # Images that a person would expect to be restored: they are named where they are left out.
 _UNREAD = (".gif", ".apng", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".psb", ".xcf", ".tga", ".exr", ".hdr", ".svg",
            ".ico", ".heics", ".avifs", ".mpo", ".crw", ".mrw", ".x3f", ".3fr", ".iiq")  # fmt: skip
 _READ = (*SUFFIXES, *EXTRA_SUFFIXES)
+_OWN = "the results go there; give another folder for them"
 
 
 @dataclass
@@ -35,8 +36,8 @@ def plan_outputs(inputs: Sequence[str | Location], out: str | Location, file_for
     file_format: a key of `r2r.data.images.FORMATS`, whose suffix the outputs get; raw files become TIFF otherwise.
     Where two outputs would have one name because of the format, they keep their old suffix too (`a.jpg.png`); where
     they come from several inputs, all keep their path below the folder that is common to the inputs. What lies in `out`
-    is no input, even where `out` is inside an input folder. Hidden files and folders are left out, and so are
-    subfolders with the report of an earlier run.
+    is no input, even where `out` is inside an input folder. Hidden files and folders are left out. So are the results
+    of earlier runs, unless their folder is the only input.
 
     Raises InputError where an input is missing, none is an image or holds one, `out` is a file, or an output would
     replace an input.
@@ -50,12 +51,15 @@ def plan_outputs(inputs: Sequence[str | Location], out: str | Location, file_for
     found: dict[str, tuple[Location, Path]] = {}  # file, path below its input
     for path in map(location, inputs):
         files_in = (
-            _stored_files(path, out, plan.skipped) if isinstance(path, Address) else _files(path, out, plan.skipped)
+            _stored_files(path, out, plan.skipped)
+            if isinstance(path, Address)
+            else _files(path, out, plan.skipped, alone=len(inputs) == 1)
         )
         for source, below in files_in:
-            found.setdefault(_named(source), (source, below))
+            found.setdefault(real_name(source), (source, below))
     if not found:
         raise InputError(f"{plan.skipped[0].input}: {plan.skipped[0].reason}")
+    plan.skipped = list(dict.fromkeys(one for one in plan.skipped if one.reason != _OWN))
     files = list(found.values())
     names = [_renamed(below, file_format, keep=False) for _, below in files]
     taken = Counter(map(os.path.normcase, names))
@@ -67,6 +71,11 @@ def plan_outputs(inputs: Sequence[str | Location], out: str | Location, file_for
     if len(set(map(os.path.normcase, names))) < len(names):
         names = [_renamed(below, file_format, keep=True) for below in _below_common_folder(files)]
     plan.files = [(source, out / name) for (source, _), name in zip(files, names, strict=True)]
+    made: dict[str, Location] = {}
+    for name, (source, _) in zip(names, files, strict=True):
+        other = made.setdefault(os.path.normcase(name), source)
+        if other is not source:
+            raise InputError(f"{other} and {source} would both become {out / name}; restore them separately")
     sources = {_real(source): source for source, _ in files}
     for _, target in plan.files:
         if _real(target) in sources:
@@ -88,8 +97,8 @@ def _real(file: Location) -> str:
     return str(file) if isinstance(file, Address) else os.path.realpath(file)
 
 
-def _named(file: Location) -> str:
-    """One for each name in the file system: a link and what it leads to are two."""
+def real_name(file: Location) -> str:
+    """The same however the file is named; a link and what it leads to have two."""
     return str(file) if isinstance(file, Address) else os.path.join(os.path.realpath(file.parent), file.name)
 
 
@@ -98,19 +107,8 @@ def _within(file: str, place: str) -> bool:
     return Path(place) in (Path(file), *Path(file).parents)
 
 
-def places(inputs: Sequence[str | Location]) -> list[str]:
-    """Where inputs are, whatever the working folder will be."""
-    found = map(location, inputs)
-    return [_real(path) if isinstance(path, Path) and path.is_dir() else _named(path) for path in found]
-
-
-def is_from(places: Sequence[str], source: Location) -> bool:
-    """Whether a file is, or lies in, one of `places`."""
-    return any(_within(_named(source), place) for place in places)
-
-
 def _below_common_folder(files: Sequence[tuple[Location, Path]]) -> list[Path]:
-    sources = [str(source) if isinstance(source, Address) else os.path.abspath(source) for source, _ in files]
+    sources = [real_name(source) for source, _ in files]
     try:
         common = os.path.commonpath([os.path.dirname(source) for source in sources])
     except ValueError as error:  # several drives, or object storage beside paths
@@ -118,11 +116,12 @@ def _below_common_folder(files: Sequence[tuple[Location, Path]]) -> list[Path]:
     return [Path(os.path.relpath(source, common)) for source in sources]
 
 
-def _files(path: Path, out: Location, skipped: list[Skipped]) -> Iterator[tuple[Path, Path]]:
-    """The image files of one input, each with its path below it; what is left out is added to `skipped`."""
+def _files(path: Path, out: Location, skipped: list[Skipped], alone: bool) -> Iterator[tuple[Path, Path]]:
+    """The image files of one input, each with its path below it; what is left out is added to `skipped`. alone: there
+    is no other input, so that a folder of earlier results was meant."""
     if path.is_dir():
         before = len(skipped)
-        inside = sorted(_walk(path, out, skipped))
+        inside = sorted(_walk(path, out, skipped, alone))
         if not inside:
             skipped[before:] = [_empty(path, out, skipped[before:])]
         yield from ((source, source.relative_to(path)) for source in inside)
@@ -174,16 +173,17 @@ def _empty(folder: Location, out: Location, inside: Sequence[Skipped]) -> Skippe
     if own is not None:
         return own
     if isinstance(folder, Path) and isinstance(out, Path) and _within(_real(folder), _real(out)):
-        return Skipped(str(folder), f"results go there; give another folder than {out}")
+        return Skipped(str(folder), _OWN)
     more = "".join(f"; {one.input}: {one.reason}" for one in inside[:1])
     return Skipped(str(folder), f"no image in it; {ACCEPTED}{more}")
 
 
-def _walk(folder: Path, out: Location, skipped: list[Skipped]) -> Iterator[Path]:
+def _walk(folder: Path, out: Location, skipped: list[Skipped], alone: bool) -> Iterator[Path]:
     def note(error: OSError) -> None:
         skipped.append(Skipped(str(error.filename), f"cannot be read: {error.strerror}"))
 
     real_out = _real(out)
+    results: set[Path] = set()
     for where, folders, names in os.walk(folder, onerror=note):
         for name in sorted(folders):
             path = Path(where, name)
@@ -191,14 +191,17 @@ def _walk(folder: Path, out: Location, skipped: list[Skipped]) -> Iterator[Path]
                 folders.remove(name)
             elif path.is_symlink():  # os.walk does not follow it
                 skipped.append(Skipped(str(path), "a link to a folder, which is not followed"))
-            elif is_report(path / REPORT):
-                folders.remove(name)
-                skipped.append(Skipped(str(path), f"holds the results of an earlier run ({REPORT})"))
         if os.path.realpath(where) == real_out:
             folders.clear()
             continue
+        if REPORT in names and not (alone and Path(where) == folder):
+            results.update(Path(where, name) for name in read_report(Path(where, REPORT))[0])
+            if any(Path(where) in path.parents for path in results):
+                skipped.append(Skipped(where, f"the results of an earlier run in it ({REPORT})"))
         for name in sorted(names):
             path = Path(where, name)
+            if path in results:
+                continue
             suffix = path.suffix.lower()
             if name.startswith(".") or suffix not in (*_READ, *_UNREAD):
                 continue

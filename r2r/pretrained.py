@@ -57,6 +57,12 @@ def read_config(folder: Path, build: Callable[..., nn.Module]) -> dict[str, Any]
     return config
 
 
+def check_folder(folder: Path) -> None:
+    """Raises InputError where a model would be saved among other files. A folder that holds a model is replaced."""
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / WEIGHTS).exists())):
+        raise InputError(f"{folder} holds no model; accepted: a new or empty folder, or one of a model to replace")
+
+
 def is_task_name(name: object) -> bool:
     return isinstance(name, str) and _TASK_NAME.fullmatch(name) is not None
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from r2r.errors import InputError
@@ -20,14 +19,24 @@ REPORT = "report.json"
 _EVERY, _SHARE = 10, 1 / 20
 
 # The report is one JSON object with one file on a line. A line is added by writing over the end, which is short.
-_SETTINGS, _INPUTS = '{\n  "settings": ', '  "inputs": '
+_HEAD = '{\n  "settings": '
 _END = '\n  ],\n  "complete": {}\n}}\n'
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of which photo an output is made. `source`: its real path or address; `name`: where the output is, below the
+    folder of the report. However inputs and outputs are named, these stay the same."""
+
+    source: str
+    name: str
 
 
 @dataclass(frozen=True)
 class FileResult:
     """What became of one file. `size` in bytes and `modified` in ns are those of the input when it was read. `scores`:
-    how likely each task is, in [0, 1]. `graphic`: no photo, and left as it is. `error` is None where all went well."""
+    how likely each task is, in [0, 1]. `graphic`: no photo, and left as it is. `error` is None where all went well.
+    `origin` and `settings` are those of `Origin` and of the report."""
 
     input: str
     output: str
@@ -41,6 +50,8 @@ class FileResult:
     graphic: bool = False
     seconds: float = 0.0
     error: str | None = None
+    origin: Origin | None = None
+    settings: str = ""
 
     @property
     def untouched(self) -> str:
@@ -56,15 +67,20 @@ class Skipped:
     reason: str
 
 
+_ORIGIN, _RESULT = ({one.name for one in fields(kind)} for kind in (Origin, FileResult))
+
+
 @dataclass
 class RestorationReport:
-    """settings: a fingerprint of the model and of everything that decides what the outputs look like. inputs: where the
-    files and folders are that were given, in earlier runs too. unchanged: how many of the files an earlier run had
-    done. complete: False while files are still to come, and where the run was interrupted."""
+    """settings: a fingerprint of the model and of everything that decides what the outputs look like. earlier: results
+    of other runs into the folder. pending: what this run was to make, and may have made before it could record it.
+    unchanged: how many of `files` an earlier run had done. complete: False while files are still to come, and where the
+    run was interrupted."""
 
     settings: str = ""
-    inputs: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    earlier: list[FileResult] = field(default_factory=list)
+    pending: list[Origin] = field(default_factory=list)
     files: list[FileResult] = field(default_factory=list)
     unchanged: int = 0
     complete: bool = False
@@ -81,11 +97,16 @@ class RestorationReport:
 
     def write(self, path: Location) -> None:
         """Atomically, the whole report. Raises InputError."""
-        head = f"{_SETTINGS}{json.dumps(self.settings)},\n{_INPUTS}{json.dumps(self.inputs)},\n"
-        head += f'  "unchanged": {json.dumps(self.unchanged)}'
-        skipped = ",".join(f"\n    {_line(one)}" for one in self.skipped)
-        files = ",".join(f"\n    {_line(one)}" for one in self.files)
-        text = f'{head},\n  "skipped": [{skipped}\n  ],\n  "files": [{files}'
+        text = f'{_HEAD}{json.dumps(self.settings)},\n  "unchanged": {self.unchanged}'
+        lists: dict[str, Sequence[Any]] = {
+            "skipped": self.skipped,
+            "earlier": self.earlier,
+            "pending": self.pending,
+            "files": self.files,
+        }
+        for name, entries in lists.items():
+            text += f',\n  "{name}": [' + ",".join(f"\n    {_line(one)}" for one in entries) + "\n  ]"
+        text = text.removesuffix("\n  ]")
         text += _END.format(json.dumps(self.complete))
         if isinstance(path, Address):
             start = time.monotonic()
@@ -115,48 +136,30 @@ class RestorationReport:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _line(one: FileResult | Skipped) -> str:
+def _line(one: FileResult | Skipped | Origin) -> str:
     return json.dumps(asdict(one), allow_nan=False)  # ASCII: names that are not UTF-8 come through too
 
 
-def read_done(path: Location, settings: str) -> dict[str, FileResult]:
-    """Of an earlier report, also of a damaged one: the files that were restored with these settings, by input.
+def read_report(path: Location) -> tuple[dict[str, FileResult], set[Origin]]:
+    """Of an earlier report, also of a damaged one: what was restored, by the name of the output, and what was pending.
     Raises InputError where object storage cannot be reached."""
     done: dict[str, FileResult] = {}
-    known = {one.name for one in fields(FileResult)}
+    pending: set[Origin] = set()
     try:
         lines = _content(path).decode().splitlines()
     except (OSError, UnicodeDecodeError):
-        return {}
-    if f"{_SETTINGS}{json.dumps(settings)}," != "\n".join(lines[:2]):
-        return {}
+        return {}, set()
     for line in lines:
         with suppress(ValueError, TypeError, RecursionError):
             entry: Any = json.loads(line.strip().rstrip(","), parse_constant=_refuse)
-            if isinstance(entry, Mapping) and entry.keys() == known and entry["error"] is None:
-                done[str(entry["input"])] = FileResult(**{**entry, "tasks": tuple(entry["tasks"])})
-    return done
-
-
-def read_inputs(path: Location) -> list[str]:
-    """`inputs` of an earlier report, also of a damaged one; none where there is no report. Raises InputError as
-    `read_done`."""
-    try:
-        lines = _content(path).decode().splitlines()
-        line = next(line for line in lines[:3] if line.startswith(_INPUTS))
-        found: list[str] = json.loads(line.removeprefix(_INPUTS).rstrip(","))
-    except (OSError, ValueError, StopIteration, RecursionError):
-        return []
-    return found
-
-
-def is_report(path: Path) -> bool:
-    """Whether a report of `RestorationReport.write` is there."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(_SETTINGS)) == _SETTINGS.encode()
-    except OSError:
-        return False
+            if not isinstance(entry, Mapping):
+                continue
+            if entry.keys() == _ORIGIN:
+                pending.add(Origin(**entry))
+            elif entry.keys() == _RESULT and entry["error"] is None:
+                origin = Origin(**entry["origin"])
+                done[origin.name] = FileResult(**{**entry, "tasks": tuple(entry["tasks"]), "origin": origin})
+    return done, pending
 
 
 def _content(path: Location) -> bytes:

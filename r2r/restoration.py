@@ -26,9 +26,9 @@ from r2r.data.images import RAW_SUFFIXES, Photo, image_size, memory_to_read, rea
 from r2r.device import device_of, resident_memory
 from r2r.errors import InputError
 from r2r.files import atomic_path
-from r2r.inputs import is_from, places, plan_outputs, unreadable
+from r2r.inputs import plan_outputs, real_name, unreadable
 from r2r.model import R2R, Task
-from r2r.report import REPORT, FileResult, RestorationReport, read_done, read_inputs
+from r2r.report import REPORT, FileResult, Origin, RestorationReport, read_report
 from r2r.storage import Address, Location, location
 from r2r.tiling import Progress, RestoredPhoto, restore_photo, restore_together, tile_side, whole_photos
 
@@ -87,13 +87,13 @@ def restore_files(
     Outputs are named as `plan_outputs` says and hold what `write_photo` keeps; a photo in which nothing was found is
     copied, where its format stays. What an earlier run into `out` did with the same model and settings is skipped
     where neither size nor time of the input has changed and the output is there; overwrite: it is done again, and files
-    in `out` that are no results of these inputs may be replaced.
+    in `out` that were not made of the same photo are replaced.
     progress: called after each file with its result and how many files there are to do. A file that cannot be read,
     restored or written is reported and does not stop the rest; an interrupted run leaves a report of what it did.
     by: what does the work in place of `restore_items`: `r2r.fleet.Fleet`, which object storage needs.
 
     Raises InputError before any work for what `plan_outputs` refuses, an unknown task, an empty bank, too little
-    memory, and a file in the way that no earlier run made of these inputs.
+    memory, and a file in the way that was not made of the same photo.
     """
     if by is None:
         for place in (*inputs, out):
@@ -105,14 +105,18 @@ def restore_files(
     report.write(path)
 
     lock = threading.Lock()
+    origins = {str(item.source): _origin(item.source, item.target, location(out)) for item in items}
+
+    def whole(result: FileResult) -> FileResult:
+        return replace(result, origin=origins[result.input], settings=report.settings)
 
     def record(result: FileResult) -> None:
         with lock, suppress(InputError):  # a disk that is full now may not be so at the end
-            report.append(result, path)
+            report.append(whole(result), path)
 
     def show(result: FileResult) -> None:
         if progress is not None:
-            progress(result, total)
+            progress(whole(result), total)
 
     try:
         (by or restore_items)(model, batches(items), settings, record, show)
@@ -120,6 +124,8 @@ def restore_files(
     finally:
         order = {str(item.source): index for index, item in enumerate(items)}
         report.files.sort(key=lambda one: order[one.input])
+        recorded = {one.origin for one in report.files}
+        report.pending = [one for one in report.pending if one not in recorded]
         report.write(path)
     return report
 
@@ -152,25 +158,40 @@ def prepare(
     _Memory(model, settings.memory).check_network(model)
     pixel = torch.zeros(1, 3, 1, 1, device=device_of(model))
     model.restore(pixel, settings.task, settings.strength)  # raises for bad ones, an empty bank
-    fingerprint = settings.fingerprint(model)
-    done = {} if overwrite else read_done(location(out) / REPORT, fingerprint)
-    there = set() if overwrite else _present(location(out), [target for _, target in plan.files])
-    earlier = [] if overwrite else read_inputs(location(out) / REPORT)
-    kept, items = [], []
+    fingerprint, out = settings.fingerprint(model), location(out)
+    known, pending = read_report(out / REPORT)
+    there = _present(out, [*(target for _, target in plan.files), *(out / name for name in known)])
+    report, items = RestorationReport(fingerprint, plan.skipped), []
     for source, target in plan.files:
-        result = done.get(str(source))
-        if result is not None and str(target) in there and _is_unchanged(source, target, result):
-            kept.append(result)
-        elif str(target) in there and not is_from(earlier, source):
+        origin = _origin(source, target, out)
+        result = known.pop(origin.name, None)
+        is_there, own = str(target) in there, origin in pending or (result is not None and result.origin == origin)
+        if is_there and not own and not overwrite:
             raise InputError(
-                f"{target} is there, and no report in {location(out)} says that it was made of {source}; give another "
-                "--out, or --overwrite to replace it"
+                f"{target} is there, and was not made of {source}; give another --out, or --overwrite to replace it"
             )
-        else:
-            result = None
-        items.append(Item(source, target, done=result is not None))
-    known = list(dict.fromkeys([*earlier, *places(inputs)]))
-    return RestorationReport(fingerprint, known, plan.skipped, kept, len(kept)), items
+        done = False
+        if is_there and result is not None and result.origin == origin and result.settings == fingerprint:
+            done = not overwrite and _is_unchanged(source, result)
+        if done and result is not None:
+            report.files.append(replace(result, input=str(source), output=str(target)))
+        elif own or not is_there:
+            report.pending.append(origin)
+        items.append(Item(source, target, done))
+    report.unchanged = len(report.files)
+    report.earlier = [result for name, result in known.items() if str(out / name) in there]
+    return report, items
+
+
+def _origin(source: Location, target: Location, out: Location) -> Origin:
+    if isinstance(target, Address):
+        assert isinstance(out, Address)
+        below = target.below(out)
+        assert below is not None
+    else:
+        assert isinstance(out, Path)
+        below = target.relative_to(out)
+    return Origin(real_name(source), below.as_posix())
 
 
 def _present(out: Location, targets: Sequence[Location]) -> set[str]:
@@ -187,12 +208,12 @@ def _size(file: Location) -> int:
         return 0
 
 
-def _is_unchanged(source: Location, target: Location, result: FileResult) -> bool:
+def _is_unchanged(source: Location, result: FileResult) -> bool:
     try:
         now = source.stat()
     except OSError:
         return False
-    return (str(target), now.st_size, now.st_mtime_ns) == (result.output, result.size, result.modified)
+    return (now.st_size, now.st_mtime_ns) == (result.size, result.modified)
 
 
 def batches(items: Sequence[Item]) -> list[list[Item]]:

@@ -46,14 +46,15 @@ def degrade_folder(
         raise InputError(
             f"{out}: exists and was not made with these photos, degradation and seed; accepted: a new or empty folder"
         )
-    with atomic_path(out / SETTINGS) as path:
-        path.write_text(settings, encoding="utf-8")
     made = 0
     for pair in pairs:
         clean_path, degraded_path = (out / kind / f"{pair.name}.png" for kind in ("clean", "degraded"))
         if not (clean_path.exists() and degraded_path.exists()):
             clean = read_rgb(pair.clean)
             depth = read_depth(pair.depth, depth_encoding) if pair.depth is not None else None
+            if not made:
+                with atomic_path(out / SETTINGS) as path:
+                    path.write_text(settings, encoding="utf-8")
             rng = np.random.default_rng([seed, zlib.crc32(pair.name.encode())])
             write_rgb(degraded_path, degradation(clean, rng, depth))
             write_rgb(clean_path, clean)

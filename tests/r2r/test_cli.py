@@ -253,6 +253,9 @@ def test_degrade_then_evaluate(model: Path, photos: Path, tmp_path: Path) -> Non
     assert (tmp_path / "pairs" / "degraded" / "more" / "cup.png").exists()
     refused(r2r("degrade", photos, "--out", tmp_path / "pairs", "--as", "noise:sigma=25"), "was not made with these")
     refused(r2r("degrade", photos, "--out", tmp_path / "new", "--as", "sleet"), "sleet")
+    before = ("evaluate", "--model", tmp_path / "none", "--task", "derain", "--pairs", tmp_path / "pairs")
+    for option in ("--json", "--csv", "--plot"):  # before any work, such as reading the model
+        refused(r2r(*before, option, photos), "cannot write .*: Is a directory")
 
     result = r2r("evaluate", "--model", model, "--task", "derain", "--pairs", tmp_path / "pairs",
                  "--json", tmp_path / "result.json", "--csv", tmp_path / "result.csv", "--save", tmp_path / "saved",
@@ -306,6 +309,24 @@ def test_bank_shows_drops_and_takes_over_tasks(model: Path, tmp_path: Path) -> N
     assert R2R.from_pretrained(tmp_path / "more").tasks == ("denoise", "derain")
     refused(r2r("bank", model, "--remove", "derain"), "say with --out")
     refused(r2r("bank", model, "--remove", "snow", "--out", tmp_path / "x"), "no task 'snow'")
+
+
+def test_bank_saves_among_no_other_files(inside: Command, model: Path, photos: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "config.json").write_text("mine")
+    for folder in (notes, photos, notes / "config.json"):
+        refused(
+            inside("bank", model, "--remove", "derain", "--out", folder), "holds no model; accepted: a new or empty"
+        )
+    assert [path.read_text() for path in notes.iterdir()] == ["mine"]
+    for _ in range(2):  # a model is replaced by another one
+        assert inside("bank", model, "--remove", "derain", "--out", tmp_path / "less").returncode == 0
+    refused(inside("bank", model, "--out", tmp_path / "x"), "--out takes a changed model")
+    refused(
+        inside("bank", "--add-from", model, "--out", tmp_path / "x"), "another backbone than the model that comes along"
+    )
+    assert not (tmp_path / "x").exists()
 
 
 def test_train_with_settings_alone_and_again(photos: Path, tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ def test_what_cannot_be_learnt(photos: Path) -> None:
     source = build_source({"task": "new", "clean": photos, "degradation": "snow"}, (*model.tasks, "new"))
     with pytest.raises(InputError, match="already has a task 'derain'; its tasks are denoise, derain"):
         learn_task(model, "derain", source, old_sources(model, pairs), QUICK)
+    with pytest.raises(InputError, match=r"task 'a/\+b'; accepted: names of letters, digits, - and _"):
+        learn_task(model, "a/+b", source, old_sources(model, pairs), QUICK)
     with pytest.raises(InputError, match="smaller than the crop"):
         learn_task(model, "new", source, old_sources(model, pairs), replace(QUICK, crop=512))
     with pytest.raises(InputError, match="none of the model's tasks is known"):

@@ -200,10 +200,14 @@ def test_what_has_changed_is_done_again_and_overwrite_does_all(tiny_model: R2R, 
         tiny_model.intro.weight[0, 0, 0, 0] += 1
     assert done(task="derain", file_format="JPEG", quality=80) == ["a.png", "b.png", "c.png"]
     text = (out / REPORT).read_text()
-    (out / REPORT).write_text(text[: text.index("b.png")])  # as a full disk may leave it
+    (out / REPORT).write_text(text[: text.rindex("b.png")])
+    for name in ("b.jpg", "c.jpg"):  # of which nothing is known now
+        with pytest.raises(InputError, match=rf"{name} is there, and was not made of"):
+            done(task="derain", file_format="JPEG", quality=80)
+        (out / name).unlink()
     assert done(task="derain", file_format="JPEG", quality=80) == ["b.png", "c.png"]
     (out / REPORT).write_bytes(b"\xff\x00nonsense")
-    with pytest.raises(InputError, match=r"a\.jpg is there, and no report in"):
+    with pytest.raises(InputError, match=r"a\.jpg is there, and was not made of .*a\.png"):
         done(task="derain", file_format="JPEG", quality=80)
     assert done(overwrite=True, task="derain", file_format="JPEG", quality=80) == ["a.png", "b.png", "c.png"]
 
@@ -328,9 +332,9 @@ def test_plans_that_would_lose_something_are_refused(tiny_model: R2R, tmp_path: 
     before = (one / "a.png").read_bytes()
     for inputs, target, line in (
         ([one / "a.png"], one, r"one/a\.png would be replaced by an output"),
-        ([two / "a.png", one], one, r"one/a\.png is there, and no report in .*/one says .* made of .*two/a"),
-        ([one], one, r"one: results go there; give another folder than .*one"),
-        ([one], tmp_path, r"one: results go there"),
+        ([two / "a.png", one], one, r"one/a\.png is there, and was not made of .*two/a\.png; give"),
+        ([one], one, r"one: the results go there; give another folder"),
+        ([one], tmp_path, r"one: the results go there"),
         ([two], one / "a.png", r"one/a\.png is a file; results go to a folder"),
         ([tmp_path / "empty"], out, "empty: no image in it; accepted: PNG"),
         ([tmp_path / "empty/notes.txt"], out, r"notes\.txt: not an image; accepted: PNG"),
@@ -344,43 +348,110 @@ def test_plans_that_would_lose_something_are_refused(tiny_model: R2R, tmp_path: 
 
 
 def test_results_of_other_photos_are_not_replaced(tiny_model: R2R, tmp_path: Path) -> None:
-    for name in ("monday/a.png", "tuesday/a.png", "tuesday/b.png"):
-        write_rgb(tmp_path / name, SMALL)
     monday, tuesday, out = tmp_path / "monday", tmp_path / "tuesday", tmp_path / "out"
-    restore_files(tiny_model, [monday], out)
-    before = (out / "a.png").read_bytes(), (out / REPORT).read_bytes()
-    with pytest.raises(InputError, match=r"out/a\.png is there, and no report .* made of .*tuesday/a\.png; give"):
-        restore_files(tiny_model, [tuesday], out)
-    assert before == ((out / "a.png").read_bytes(), (out / REPORT).read_bytes())
-    assert not (out / "b.png").exists()
-    restore_files(tiny_model, [tuesday / "b.png"], out)  # a name that is free
-    assert restore_files(tiny_model, [monday], out).restored == 1  # what an earlier run had made
-    assert restore_files(tiny_model, [tuesday], out, overwrite=True).restored == 2
-    with pytest.raises(InputError, match=r"out/a\.png is there, and no report .* made of .*monday/a\.png"):
-        restore_files(tiny_model, [monday], out)
+    for path in (monday / "a.png", tuesday / "b.png"):
+        write_rgb(path, SMALL)
+
+    def restored(*inputs: Path, overwrite: bool = False, **how: Any) -> list[int]:
+        report = restore_files(tiny_model, inputs, out, Settings(**how), overwrite)
+        return [report.restored, report.unchanged]
+
+    def refused(*inputs: Path, target: str = "a.png", **how: Any) -> None:
+        before = {path: path.read_bytes() for path in out.iterdir()}
+        with pytest.raises(InputError, match=rf"out/{target} is there, and was not made of .*; give another --out, or"):
+            restored(*inputs, **how)
+        assert before == {path: path.read_bytes() for path in out.iterdir()}
+
+    assert restored(monday) == [1, 0]
+    assert restored(tuesday) == [1, 0]  # names that are free
+    assert restored(monday) == [0, 1]  # which another run's report still knows
+    write_rgb(tuesday / "a.png", SMALL)
+    refused(tuesday)
+    refused(tuesday / "a.png", strength=0.5)
+    assert restored(tuesday / "b.png", strength=0.5) == [1, 0]
+    assert restored(tuesday / "b.png", monday, strength=0.5) == [1, 1]
+    write_rgb(out / "own.png", SMALL)
+    write_rgb(monday / "own.png", SMALL)
+    refused(monday, target="own.png")
+    assert restored(tuesday, overwrite=True) == [2, 0]
+    refused(monday / "a.png")  # it is Tuesday's now
+    assert restored(tuesday) == [0, 2]
+    write_rgb(tuesday / "c.png", SMALL)
+    assert restored(tuesday / "c.png", file_format="WEBP") == [1, 0]
+    (tuesday / "c.png").rename(tuesday / "c.bmp.png")
+    Image.fromarray(skimage.data.chelsea()[:40, :50]).save(tuesday / "c.bmp")
+    refused(tuesday / "c.bmp", target="c.webp", file_format="WEBP")
+
+
+def test_photos_are_known_by_any_of_their_names(
+    tiny_model: R2R, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rgb(tmp_path / "photos/a.png", SMALL)
+    write_rgb(tmp_path / "photos/more/b.png", SMALL)
+    (tmp_path / "link").symlink_to("photos")
+    monkeypatch.chdir(tmp_path)
+    assert restore_files(tiny_model, ["photos"], "out").restored == 2
+    for photos, out in (
+        ("link", "out"),
+        ("photos/../link/", "./photos/../out"),
+        (tmp_path / "photos", tmp_path / "out"),
+    ):
+        report = restore_files(tiny_model, [photos], out)
+        assert (report.restored, report.unchanged) == (0, 2)
+        assert [one.output for one in report.files] == [str(Path(out, name)) for name in ("a.png", "more/b.png")]
+    assert restore_files(tiny_model, ["photos/a.png"], "out").unchanged == 1
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert restore_files(tiny_model, ["photos"], "moved").unchanged == 2
+    assert restore_files(tiny_model, ["photos/more"], "moved").restored == 1  # to another name
 
 
 def test_what_a_killed_run_had_not_recorded_is_done_again(tiny_model: R2R, tmp_path: Path) -> None:
     write_rgb(tmp_path / "photos/a.png", SMALL)
+    write_rgb(tmp_path / "photos/b.png", SMALL)
     out = tmp_path / "out"
-    restore_files(tiny_model, [tmp_path / "photos"], out)
-    text = (out / REPORT).read_text()
-    (out / REPORT).write_text(text[: text.index('"files"')] + '"files": [\n  ],\n  "complete": false\n}\n')
-    assert restore_files(tiny_model, [tmp_path / "photos/a.png"], out).restored == 1
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        restore_files(tiny_model, [tmp_path / "photos"], out, by=killed)
+    write_rgb(out / "a.png", SMALL)  # as if it had been written, and the process killed then
+    assert restore_files(tiny_model, [tmp_path / "photos"], out).restored == 2
+    assert json.loads((out / REPORT).read_text())["pending"] == []
+
+
+def test_two_photos_never_become_one(tiny_model: R2R, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for name in ("a.png", "a.jpg", "a.png.webp"):
+        write_rgb(photos / name, SMALL)
+    with pytest.raises(
+        InputError, match=r"a\.png and .*a\.png\.webp would both become .*out/a\.png\.webp; restore them"
+    ):
+        restore_files(tiny_model, [photos], tmp_path / "out", Settings(file_format="WEBP"))
+    write_rgb(tmp_path / "other/sub/b.png", SMALL)
+    write_rgb(tmp_path / "other/a.png", SMALL)
+    (tmp_path / "link").symlink_to("other/sub")
+    report = restore_files(tiny_model, [tmp_path / "link/../a.png", photos / "a.png"], tmp_path / "out")
+    assert len({one.output for one in report.files}) == 2
 
 
 def test_earlier_results_are_no_input(tiny_model: R2R, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     write_rgb(photos / "a.png", SMALL)
     restore_files(tiny_model, [photos], photos / "restored")
-    report = restore_files(tiny_model, [photos], tmp_path / "other")
-    assert [Path(one.output).name for one in report.files] == ["a.png"]
-    assert [(Path(one.input).name, one.reason) for one in report.skipped] == [
-        ("restored", f"holds the results of an earlier run ({REPORT})")
-    ]
-    assert restore_files(tiny_model, [photos / "restored"], tmp_path / "again").restored == 1  # as it was named
-    (photos / "restored" / REPORT).write_text('{"of": "another program"}')
-    assert restore_files(tiny_model, [photos], tmp_path / "more").restored == 2
+    write_rgb(photos / "restored/own.png", SMALL)
+    for number, inputs in enumerate(([photos], sorted(photos.iterdir()))):
+        report = restore_files(tiny_model, inputs, tmp_path / f"other{number}")
+        assert sorted(Path(one.output).name for one in report.files) == ["a.png", "own.png"]
+        assert [(Path(one.input).name, one.reason) for one in report.skipped] == [
+            ("restored", f"the results of an earlier run in it ({REPORT})")
+        ]
+    assert restore_files(tiny_model, [photos / "restored"], tmp_path / "again").restored == 2  # as it was named
+    report = restore_files(tiny_model, sorted(photos.iterdir()), photos / "restored")
+    assert (report.unchanged, report.skipped) == (1, [])
 
 
 def test_a_link_and_its_photo_are_two_files(tiny_model: R2R, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -354,7 +355,8 @@ def test_a_file_that_is_removed_while_it_is_sent_is_no_error(tmp_path: Path) -> 
             sent.append(message)
 
         scope = {"type": "http", "method": "GET", "path": f"/gradio_api/file={path}", "headers": []}
-        asyncio.run(Guard(answer)(scope, receive, send))
+        with ThreadPoolExecutor(1) as apart:  # Playwright has a loop of its own in this thread
+            apart.submit(lambda: asyncio.run(Guard(answer)(scope, receive, send))).result()
         assert [message["type"] for message in sent].count("http.response.start") == 1
         return int(sent[0]["status"])
 

@@ -108,3 +108,7 @@ def test_a_photo_that_cannot_be_read_is_named(photo_folder: Path, tmp_path: Path
     with pytest.raises(InputError, match=r"b\.png"):
         degrade_folder(clean_folder(tmp_path / "in"), tmp_path / "out", Noise())
     assert sorted(contents(tmp_path / "out")) == ["clean/a.png", "degrade.json", "degraded/a.png"]
+    (tmp_path / "in/a.png").unlink()
+    with pytest.raises(InputError, match=r"b\.png"):
+        degrade_folder(clean_folder(tmp_path / "in"), tmp_path / "new", Noise())
+    assert not (tmp_path / "new").exists()
