@@ -43,6 +43,31 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within the block no other one of that folder runs, in this process or another; the folder is made if need be.
+    Raises InputError where one runs. Windows, and file systems without locks, let all of them run."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from error
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # also a killed process lets go of it
+            except BlockingIOError:
+                raise InputError(f"{folder}: another run writes there; wait for its end, or give another one") from None
+        yield
+    finally:
+        os.close(handle)
+
+
 def check_writable(path: str | Path) -> None:
     """Raises InputError as `atomic_path` does, before work that `path` is to take the result of."""
 

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -25,7 +25,7 @@ import r2r_kernels
 from r2r.data.images import RAW_SUFFIXES, Photo, image_size, memory_to_read, read_photo, write_photo
 from r2r.device import device_of, resident_memory
 from r2r.errors import InputError
-from r2r.files import atomic_path
+from r2r.files import alone_in, atomic_path
 from r2r.inputs import plan_outputs, real_name, unreadable
 from r2r.model import R2R, Task
 from r2r.report import REPORT, FileResult, Origin, RestorationReport, read_report
@@ -73,6 +73,9 @@ class Settings:
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
+Work = Callable[[R2R, Sequence[Sequence[Item]], Settings, Record, Record], None]
+
+
 def restore_files(
     model: R2R,
     inputs: Sequence[str | Location],
@@ -80,7 +83,7 @@ def restore_files(
     settings: Settings = Settings(),
     overwrite: bool = False,
     progress: Callable[[FileResult, int], object] | None = None,
-    by: Callable[[R2R, Sequence[Sequence[Item]], Settings, Record, Record], None] | None = None,
+    by: Work | None = None,
 ) -> RestorationReport:
     """Restore image files, and folders of them, into `out`, with `out/report.json`; model in eval mode, on any device.
 
@@ -93,19 +96,35 @@ def restore_files(
     by: what does the work in place of `restore_items`: `r2r.fleet.Fleet`, which object storage needs.
 
     Raises InputError before any work for what `plan_outputs` refuses, an unknown task, an empty bank, too little
-    memory, and a file in the way that was not made of the same photo.
+    memory, a file in the way that was not made of the same photo, and another run into `out`.
     """
     if by is None:
         for place in (*inputs, out):
             if isinstance(location(place), Address):
                 raise InputError(f"{place}: object storage is reached through Ray; see --ray")
     report, items = prepare(model, inputs, out, settings, overwrite)
+    out = location(out)
+    with nullcontext() if isinstance(out, Address) else alone_in(out):
+        _restore_into(out, model, report, items, settings, progress, by or restore_items)
+    return report
+
+
+def _restore_into(
+    out: Location,
+    model: R2R,
+    report: RestorationReport,
+    items: Sequence[Item],
+    settings: Settings,
+    progress: Callable[[FileResult, int], object] | None,
+    work: Work,
+) -> None:
+    """Restore what is not done of `items`, and tell of it in the report."""
     total = sum(not item.done for item in items)
-    path = location(out) / REPORT
+    path = out / REPORT
     report.write(path)
 
     lock = threading.Lock()
-    origins = {str(item.source): _origin(item.source, item.target, location(out)) for item in items}
+    origins = {str(item.source): _origin(item.source, item.target, out) for item in items}
 
     def whole(result: FileResult) -> FileResult:
         return replace(result, origin=origins[result.input], settings=report.settings)
@@ -119,7 +138,7 @@ def restore_files(
             progress(whole(result), total)
 
     try:
-        (by or restore_items)(model, batches(items), settings, record, show)
+        work(model, batches(items), settings, record, show)
         report.complete = True
     finally:
         order = {str(item.source): index for index, item in enumerate(items)}
@@ -127,7 +146,6 @@ def restore_files(
         recorded = {one.origin for one in report.files}
         report.pending = [one for one in report.pending if one not in recorded]
         report.write(path)
-    return report
 
 
 def restore_stream(model: R2R, source: str, target: IO[bytes], settings: Settings = Settings()) -> None:

@@ -423,6 +423,22 @@ def test_what_a_killed_run_had_not_recorded_is_done_again(tiny_model: R2R, tmp_p
     assert json.loads((out / REPORT).read_text())["pending"] == []
 
 
+def test_two_runs_at_once_into_one_folder_are_refused(tiny_model: R2R, tmp_path: Path) -> None:
+    write_rgb(tmp_path / "a.png", SMALL)
+    write_rgb(tmp_path / "b.png", SMALL)
+    seen: list[str] = []
+
+    def meanwhile(result: FileResult, total: int) -> None:
+        with pytest.raises(InputError, match=r"out: another run writes there; wait for its end"):
+            restore_files(tiny_model, [tmp_path / "b.png"], tmp_path / "out")
+        assert restore_files(tiny_model, [tmp_path / "b.png"], tmp_path / "other").restored == 1
+        seen.append(result.input)
+
+    assert restore_files(tiny_model, [tmp_path / "a.png"], tmp_path / "out", progress=meanwhile).restored == 1
+    assert len(seen) == 1
+    assert restore_files(tiny_model, [tmp_path / "b.png"], tmp_path / "out").restored == 1
+
+
 def test_two_photos_never_become_one(tiny_model: R2R, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for name in ("a.png", "a.jpg", "a.png.webp"):
