@@ -244,7 +244,9 @@ def restore(
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="Of JPEG, WebP and AVIF. A JPEG keeps its own otherwise.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what an earlier run has done.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do again what is done, and replace files in the way.")
+    ] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Write compare.html: before and after, a slider.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
     log: Annotated[LogFormat, typer.Option(help="json: one JSON object a line.")] = LogFormat.TEXT,

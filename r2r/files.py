@@ -62,7 +62,9 @@ def alone_in(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # also a killed process lets go of it
             except BlockingIOError:
-                raise InputError(f"{folder}: another run writes there; wait for its end, or give another one") from None
+                raise InputError(
+                    f"{folder}: another run writes there; wait for its end, or give another folder"
+                ) from None
         yield
     finally:
         os.close(handle)

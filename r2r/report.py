@@ -155,11 +155,17 @@ def read_report(path: Location) -> tuple[dict[str, FileResult], set[Origin]]:
             if not isinstance(entry, Mapping):
                 continue
             if entry.keys() == _ORIGIN:
-                pending.add(Origin(**entry))
+                pending.add(_origin(entry))
             elif entry.keys() == _RESULT and entry["error"] is None:
-                origin = Origin(**entry["origin"])
+                origin = _origin(entry["origin"])
                 done[origin.name] = FileResult(**{**entry, "tasks": tuple(entry["tasks"]), "origin": origin})
     return done, pending
+
+
+def _origin(entry: Mapping[str, Any]) -> Origin:
+    if not all(isinstance(value, str) for value in entry.values()):
+        raise TypeError("a source and a name are text")
+    return Origin(**entry)
 
 
 def _content(path: Location) -> bytes:
